@@ -1,0 +1,160 @@
+"""`raystyle VERB`: parse first, import the heavy part afterwards.
+
+    raystyle demo                       the whole job on made-up text and a tiny model
+    raystyle prepare --dataset_path …   raw novels -> cleaned documents and packed rows
+    raystyle plan --config …            what a training run would do, before it does it
+    raystyle train --config …           rows -> LoRA adapter
+    raystyle sample --prompt …          base and adapter, side by side
+    raystyle export --output_dir …      the adapter merged into the base
+
+Exit status: 0 done, 2 a mistake in what was asked (one message, no traceback), 1 training that failed, 130 Ctrl-C.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from raystyle import __version__
+from raystyle.config import DemoConfig, ExportConfig, PrepareConfig, RayConfig, SampleConfig, TrainConfig
+from raystyle.errors import ConfigError, RaystyleError
+from raystyle.flags import parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print((__doc__ or "").strip() + "\n\n`raystyle VERB --help` lists a command's flags.")
+        return 0
+    if argv[0] == "--version":
+        print(f"raystyle {__version__}")
+        return 0
+    # `ray job stop` and schedulers send SIGTERM: leave as after Ctrl-C, so that Ray's processes are stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if argv[0] not in COMMANDS:
+            raise ConfigError(f"unknown command `{argv[0]}`\nhint: it is one of {', '.join(COMMANDS)}")
+        config_class, command = COMMANDS[argv[0]]
+        command(parse(config_class, argv[1:]))
+    except RaystyleError as error:
+        print(f"raystyle: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nraystyle: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def say(message: str) -> None:
+    print(message, flush=True)
+
+
+@contextmanager
+def ray_session(config: RayConfig) -> Iterator[None]:
+    """Ray for as long as the block lasts: the one named by a flag or `RAY_ADDRESS`, else one of our own.
+
+    A plain `ray.init()` would join whatever Ray runs on this machine, hence `address="local"`. Workers' output stays in
+    Ray's logs: what a person needs comes through the run's own files, and a failure brings its reason along.
+    """
+    import logging
+
+    import ray
+
+    address = config.ray_address or os.environ.get("RAY_ADDRESS")
+    if address and config.num_cpus is not None:
+        raise ConfigError("`num_cpus` caps a local Ray, and this one runs already\nhint: leave out `--num_cpus`")
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(
+            f"cannot join the Ray at `{address or 'local'}`: {' '.join(str(error).split())[:300]}\n"
+            "hint: is it running? `ray status` asks it; leave out --ray_address for one of our own"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_prepare(config: PrepareConfig) -> None:
+    from raystyle import pipeline
+
+    with ray_session(config):
+        result = pipeline.prepare(config)
+    say(result.describe())
+
+
+def run_plan(config: TrainConfig) -> None:
+    from raystyle import pipeline
+    from raystyle.training.plan import describe
+
+    if pipeline.is_prepared(config.dataset_path):
+        say(describe(pipeline.preflight(config).plan))
+        return
+    with ray_session(config):
+        say("the text is prepared first; `raystyle train` with the same --output_dir uses the same rows")
+        say(describe(pipeline.preflight(config).plan))
+
+
+def run_train(config: TrainConfig) -> None:
+    from raystyle import pipeline
+
+    with ray_session(config):
+        result = pipeline.train(config, say)
+    if result.unchanged:
+        say("this run has finished before; nothing was done")
+    before, after = result.last("heldout_loss_before"), result.last("heldout_loss_after")
+    if before is not None and after is not None:
+        say(f"held-out loss {before:.3f} -> {after:.3f} nats per token")
+    say(f"adapter  {result.adapter_dir}\nreport   {config.output_dir}/report.html")
+    say(f"next     raystyle sample --model_name_or_path {config.model_name_or_path} --lora_path {config.output_dir}")
+
+
+def run_sample(config: SampleConfig) -> None:
+    import dataclasses
+
+    from raystyle import pipeline
+
+    for sample in pipeline.sample(config):
+        if config.json:
+            say(json.dumps(dataclasses.asdict(sample), ensure_ascii=False))
+        else:
+            name = f"adapter {sample.adapter}" if sample.adapter else "base"
+            say(f"── {name}, sample {sample.sample + 1}\n{sample.prompt}▸{sample.text}\n")
+
+
+def run_export(config: ExportConfig) -> None:
+    from raystyle import pipeline
+
+    say(f"merged model  {pipeline.export(config)}")
+
+
+def run_demo(config: DemoConfig) -> None:
+    from raystyle.demo.run import run
+
+    with ray_session(config):
+        run(config, say)
+
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "demo": (DemoConfig, run_demo),
+    "prepare": (PrepareConfig, run_prepare),
+    "plan": (TrainConfig, run_plan),
+    "train": (TrainConfig, run_train),
+    "sample": (SampleConfig, run_sample),
+    "export": (ExportConfig, run_export),
+}

@@ -1,0 +1,273 @@
+"""One frozen, typed config per command, and every default.
+
+A field is a flag of the same name, a key of a `--config` file, and a line of `--help`. Names are Hugging Face's. Nothing
+here imports more than the standard library: a mistake is answered before torch or Ray is loaded. `flags.py` makes
+these objects from a command line and files. Checks that need only the config live in `__post_init__`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from raystyle.errors import ConfigError
+
+T = TypeVar("T")
+
+LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# transformers' schedules that are a function of the step alone; those that follow a metric cannot be resumed exactly.
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+]
+NEUTRAL_PROMPT = "今日天气阴沉，"
+# Above this, an update is scaled several times harder than the usual alpha = 2r (scale 2): alpha 256 at rank 128 with
+# rsLoRA means 22.6 where plain LoRA means 2.
+MAX_LORA_SCALE = 8.0
+
+
+def option(default: T, help: str, *, path: bool = False) -> T:
+    """A field with its help text; `path` values are made absolute when parsed. The return type is the value's."""
+    field: Any = dataclasses.field(default=default, metadata={"help": help, "path": path})
+    return field  # type: ignore[no-any-return]
+
+
+def required(help: str, *, path: bool = False) -> Any:
+    return dataclasses.field(metadata={"help": help, "path": path})
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Where the work runs."""
+
+    num_cpus: int | None = option(None, "cap on the CPU cores of a local Ray; default: all of this machine's")
+    ray_address: str | None = option(None, "a running Ray to join (`RAY_ADDRESS` works too); default: a local one")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusConfig(RayConfig):
+    """How raw text becomes rows: what `prepare` does, and `train` too when its data is not prepared yet."""
+
+    records: Literal["documents", "segments"] = option(
+        "documents", "what a JSONL record is: a document, or a segment of text that was cut already"
+    )
+    document_unit: Literal["work", "chapter"] = option(
+        "work", "what packing and isolation treat as one text: a whole source, or each chapter found by its heading"
+    )
+    text_column: str = option("text", "the JSONL field that holds the text")
+    rules: str = option("zh_web_novel", "cleaning rules: the name of a pack, or a YAML file of your own", path=True)
+    segment_length: int = option(1024, "the most tokens in a segment")
+    heldout_fraction: float = option(0.0, "share of documents set aside for evaluation, from 0 to 0.5")
+
+    def __post_init__(self) -> None:
+        require(self.segment_length >= 8, f"`segment_length` is {self.segment_length}\nhint: use at least 8 tokens")
+        require(
+            0 <= self.heldout_fraction <= 0.5,
+            f"`heldout_fraction` is {self.heldout_fraction}\nhint: use a share between 0 and 0.5, such as 0.1",
+        )
+        require(
+            not (self.records == "segments" and self.document_unit == "chapter"),
+            "`--records segments` has no chapters to find\nhint: leave out `--document_unit chapter`",
+        )
+        require(
+            self.num_cpus is None or self.num_cpus >= 1,
+            f"`num_cpus` is {self.num_cpus}\nhint: use 1 or more, or leave it out",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareConfig(CorpusConfig):
+    """Clean raw novels and pack them into rows of token ids.
+
+    Without a tokenizer it stops after documents: a preview of the cleaning.
+    """
+
+    dataset_path: tuple[str, ...] = required(".txt and .jsonl files, directories or globs", path=True)
+    output_dir: str = required("where the prepared data goes", path=True)
+    tokenizer_name_or_path: str | None = option(None, "tokenizer: a hub name or a folder", path=True)
+    model_name_or_path: str | None = option(None, "a base model whose tokenizer to use", path=True)
+    max_seq_length: int = option(4096, "token ids in a row")
+    trust_remote_code: bool = option(False, "run Python code that comes with the tokenizer")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_lengths(self.max_seq_length, self.segment_length)
+        require(bool(self.dataset_path), "`dataset_path` is empty\nhint: name at least one file, directory or glob")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(CorpusConfig):
+    """Train a LoRA adapter on prepared rows, or on raw text that is prepared first, inside the run.
+
+    The defaults are the reference preset's; any other field of transformers' TrainingArguments is taken by its name.
+    """
+
+    model_name_or_path: str = required("base model: a hub name or a folder", path=True)
+    dataset_path: tuple[str, ...] = required("a `prepare` output, or raw .txt and .jsonl files", path=True)
+    output_dir: str = required("the run's directory", path=True)
+    tokenizer_name_or_path: str | None = option(None, "tokenizer, where it is not the base model's", path=True)
+    trust_remote_code: bool = option(False, "run Python code that comes with the model or tokenizer")
+    max_seq_length: int | None = option(None, "token ids in a row; default: the prepared rows' (4096 for raw text)")
+
+    lora_r: int = option(128, "LoRA rank")
+    lora_alpha: int = option(256, "LoRA alpha; the update is scaled by alpha / r")
+    lora_dropout: float = option(0.05, "dropout in front of the LoRA matrices")
+    lora_target_modules: tuple[str, ...] = option(LLAMA_PROJECTIONS, "modules that get LoRA, or `all-linear`")
+    use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead")
+
+    per_device_train_batch_size: int = option(8, "rows in one forward pass of one device")
+    gradient_accumulation_steps: int = option(16, "forward passes of each device in one step")
+    learning_rate: float = option(5e-5, "peak learning rate")
+    lr_scheduler_type: Schedule = option("cosine", "learning-rate schedule, by transformers' name")
+    warmup_ratio: float = option(0.03, "share of the steps in which the learning rate rises")
+    weight_decay: float = option(0.0, "AdamW weight decay")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 switches clipping off")
+    num_train_epochs: float = option(1.0, "passes over the rows")
+    max_steps: int = option(-1, "optimizer steps, instead of epochs where it is positive")
+    seed: int = option(42, "seed of LoRA's initial weights, the order of rows and dropout")
+    bf16: bool | None = option(None, "compute in bfloat16; default: where the device is a GPU that has it")
+    gradient_checkpointing: bool = option(True, "recompute activations in the backward pass: slower, far less memory")
+    attn_implementation: Literal["auto", "flash_attention_2", "sdpa"] = option(
+        "auto", "attention kernel; auto: FlashAttention-2 where installed, else torch's SDPA"
+    )
+    isolation: Literal["document", "segment", "none"] = option(
+        "document", "which tokens of a row may attend to each other: those of one document, of one segment, or all"
+    )
+    deepspeed: str | None = option(None, "`zero1`, `zero2`, or a DeepSpeed JSON file", path=True)
+    streaming: bool = option(False, "train while the data is being prepared; needs --max_steps")
+
+    save_steps: float = option(500.0, "steps between checkpoints, or below 1 a share of all; the end is always saved")
+    save_total_limit: int | None = option(None, "how many checkpoints to keep; default: all")
+    logging_steps: float = option(1.0, "steps between lines of metrics.jsonl")
+    report_to: tuple[str, ...] = option(("tensorboard",), "where else metrics go, by transformers' names, or `none`")
+    sample_prompt: str = option(NEUTRAL_PROMPT, "prompt that rank 0 continues greedily at each checkpoint; empty: none")
+    sample_max_new_tokens: int = option(48, "tokens of each such continuation")
+
+    num_workers: int = option(1, "training workers: one GPU each, or one CPU process each")
+    use_gpu: bool | None = option(None, "train on GPUs; default: where Ray has as many as workers")
+    cpus_per_worker: int | None = option(None, "CPU cores of a worker; default: an equal share of what Ray has")
+    max_failures: int = option(3, "lost workers after which the run gives up")
+
+    training_args: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"hidden": True})
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows in one optimizer step, over all workers."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_workers
+
+    @property
+    def lora_scale(self) -> float:
+        """What LoRA's update is multiplied by: alpha/r (Hu et al. 2021), or alpha/sqrt(r) (Kalajdzievski 2023)."""
+        return self.lora_alpha / (math.sqrt(self.lora_r) if self.use_rslora else self.lora_r)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_seq_length is not None:
+            check_lengths(self.max_seq_length, self.segment_length)
+        positive = ["lora_r", "lora_alpha", "per_device_train_batch_size", "gradient_accumulation_steps", "num_workers"]
+        for name in [*positive, "logging_steps", "learning_rate"]:
+            value = getattr(self, name)
+            require(value > 0, f"`{name}` is {value}\nhint: use a number above 0")
+        require(bool(self.dataset_path), "`dataset_path` is empty\nhint: name a prepared directory or raw files")
+        require(
+            0 <= self.lora_dropout < 1, f"`lora_dropout` is {self.lora_dropout}\nhint: use a share from 0 to below 1"
+        )
+        require(0 <= self.warmup_ratio < 1, f"`warmup_ratio` is {self.warmup_ratio}\nhint: use a share such as 0.03")
+        require(self.save_steps > 0, f"`save_steps` is {self.save_steps}\nhint: a number of steps, or a share below 1")
+        require(
+            self.save_steps < 1 or self.save_steps == int(self.save_steps),
+            f"`save_steps` is {self.save_steps}\nhint: a whole number of steps, or a share below 1",
+        )
+        require(
+            self.cpus_per_worker is None or self.cpus_per_worker >= 1,
+            f"`cpus_per_worker` is {self.cpus_per_worker}\nhint: use 1 or more, or leave it out",
+        )
+        require(self.max_failures >= 0, f"`max_failures` is {self.max_failures}\nhint: use 0 or more")
+        require(
+            self.save_total_limit is None or self.save_total_limit >= 1,
+            f"`save_total_limit` is {self.save_total_limit}\nhint: keep at least 1 checkpoint, or leave it out to keep all",
+        )
+        require(
+            self.max_steps == -1 or self.max_steps > 0,
+            f"`max_steps` is {self.max_steps}\nhint: use a positive number of steps, or leave it out for whole epochs",
+        )
+        require(
+            self.max_steps > 0 or self.num_train_epochs > 0,
+            f"`num_train_epochs` is {self.num_train_epochs}\nhint: use a number above 0",
+        )
+        require(
+            not self.streaming or self.max_steps > 0,
+            "`--streaming` needs `--max_steps`: a stream has no length to count epochs by\nhint: add `--max_steps 1000`",
+        )
+        require(
+            self.lora_scale <= MAX_LORA_SCALE,
+            f"the LoRA update would be scaled by {self.lora_scale:.1f} (`lora_alpha` {self.lora_alpha}, `lora_r` "
+            f"{self.lora_r}, `use_rslora` {str(self.use_rslora).lower()}); above {MAX_LORA_SCALE:g} training diverges\n"
+            f"hint: for a scale of 2 use `--lora_alpha {round(2 * (self.lora_alpha / self.lora_scale))}`",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Continue prompts with the base model and with an adapter, side by side."""
+
+    model_name_or_path: str = required("base model: a hub name or a folder", path=True)
+    lora_path: str | None = option(None, "an adapter, a run or a checkpoint; without it the base alone", path=True)
+    prompt: tuple[str, ...] = option((NEUTRAL_PROMPT,), "one or more prompts")
+    max_new_tokens: int = option(200, "the most tokens of a continuation")
+    temperature: float = option(0.8, "0 takes the likeliest token each time (greedy)")
+    top_p: float = option(0.95, "draw from the likeliest tokens that together have this probability")
+    repetition_penalty: float = option(1.0, "above 1, tokens already seen become less likely")
+    num_samples: int = option(1, "continuations of each prompt")
+    seed: int = option(42, "seed of the draws; sample i of prompt j does not depend on the others")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model")
+    json: bool = option(False, "print one JSON object per continuation")
+
+    def __post_init__(self) -> None:
+        require(bool(self.prompt) and all(self.prompt), "a `prompt` is empty\nhint: give at least one character")
+        require(self.temperature >= 0, f"`temperature` is {self.temperature}\nhint: use 0 (greedy) or more")
+        require(0 < self.top_p <= 1, f"`top_p` is {self.top_p}\nhint: use a share above 0, up to 1")
+        require(
+            self.repetition_penalty > 0, f"`repetition_penalty` is {self.repetition_penalty}\nhint: 1 changes nothing"
+        )
+        for name in ("max_new_tokens", "num_samples"):
+            require(getattr(self, name) >= 1, f"`{name}` is {getattr(self, name)}\nhint: use 1 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Merge an adapter into its base: a Hugging Face folder that loads without PEFT."""
+
+    model_name_or_path: str = required("base model: a hub name or a folder", path=True)
+    lora_path: str = required("an adapter, a run or a checkpoint", path=True)
+    output_dir: str = required("where the merged model goes", path=True)
+    trust_remote_code: bool = option(False, "run Python code that comes with the model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig(RayConfig):
+    """The whole job on a made-up corpus and a tiny base model: no network, no GPU, a few minutes."""
+
+    output_dir: str = option("runs/demo", "where corpus, base model, prepared rows and run go", path=True)
+    seed: int = option(42, "seed of the corpus, the base model and the training")
+
+
+def check_lengths(max_seq_length: int, segment_length: int) -> None:
+    require(
+        max_seq_length >= segment_length,
+        f"`max_seq_length` {max_seq_length} is shorter than `segment_length` {segment_length}\n"
+        f"hint: use `--segment_length {max_seq_length}` or a longer row",
+    )

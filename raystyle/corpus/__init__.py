@@ -1,0 +1,1 @@
+"""Raw text to rows. Imports no torch; only `prepare` imports ray."""

@@ -1,0 +1,1 @@
+"""The embedded corpus and tiny base model: the whole job with nothing to download."""

@@ -1,0 +1,183 @@
+"""Load a base model and put an adapter on it; read the shapes that the plan needs without loading weights."""
+
+import contextlib
+import dataclasses
+import difflib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from raystyle.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Linear layers of one kind: their last name, weight shape, how many there are, and where the first one is."""
+
+    name: str
+    in_features: int
+    out_features: int
+    count: int
+    example: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """What arithmetic needs to know of a base model: read from its config alone."""
+
+    model_type: str
+    parameters: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int | None
+    linears: tuple[Linear, ...]
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn transformers' errors about a model that is not there or not readable into one with a way out."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, ModelError):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"cannot load the base model `{name}`: {reason}\n"
+            "hint: give a folder with config.json and *.safetensors, or a hub name that this machine can reach "
+            "(gated models need `hf auth login`)"
+        ) from error
+
+
+def check_name(name: str) -> None:
+    """Refuse a local folder that is not there before transformers goes looking for it on the hub."""
+    if name.startswith(("/", ".", "~")) and not os.path.isdir(name):
+        raise ModelError(f"the base model `{name}` does not exist\nhint: check the path, or give a hub name")
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise ModelError(f"`{name}` is not a model: it has no config.json\nhint: give a Hugging Face model folder")
+
+
+def load_config(name: str, trust_remote_code: bool = False) -> Any:
+    """The model's `PretrainedConfig`. Raises `ModelError`."""
+    from transformers import AutoConfig
+
+    check_name(name)
+    with _explained(name):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def load_base(
+    name: str, *, dtype: "torch.dtype", attn_implementation: str = "sdpa", trust_remote_code: bool = False
+) -> "PreTrainedModel":
+    """The base model on the CPU, in `dtype`, from safetensors only. Raises `ModelError`."""
+    from transformers import AutoModelForCausalLM
+
+    check_name(name)
+    with _explained(name):
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def auto_device() -> "torch.device":
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def auto_dtype(device: "torch.device") -> "torch.dtype":
+    """bfloat16 where the device is a GPU that computes in it, else float32."""
+    import torch
+
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
+    """The model's shapes from its config: the network is laid out on torch's meta device, so nothing is allocated."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name, trust_remote_code)
+    with _explained(name), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    groups: Counter[tuple[str, int, int]] = Counter()
+    examples: dict[tuple[str, int, int], str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            key = (path.rsplit(".", 1)[-1], module.in_features, module.out_features)
+            groups[key] += 1
+            examples.setdefault(key, path)
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    return Shapes(
+        model_type=config.model_type,
+        parameters=sum(p.numel() for p in model.parameters()),
+        hidden_size=text.hidden_size,
+        intermediate_size=getattr(text, "intermediate_size", 4 * text.hidden_size),
+        num_layers=text.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        vocab_size=text.vocab_size,
+        max_position_embeddings=getattr(text, "max_position_embeddings", None),
+        linears=tuple(Linear(*key, count, examples[key]) for key, count in groups.items()),
+    )
+
+
+def targeted(shapes: Shapes, lora_target_modules: tuple[str, ...]) -> list[Linear]:
+    """The linear layers that get LoRA. Raises `ModelError` for a target that matches none."""
+    body = [layer for layer in shapes.linears if layer.name != "lm_head"]
+    if lora_target_modules == ("all-linear",):
+        return body
+    names = {layer.name for layer in shapes.linears}
+    for target in lora_target_modules:
+        if target not in names:
+            near = difflib.get_close_matches(target, names, n=1)
+            raise ModelError(
+                f"`lora_target_modules` names `{target}`, which matches no linear layer of this `{shapes.model_type}` model\n"
+                f"hint: {f'did you mean `{near[0]}`? ' if near else ''}it has {', '.join(sorted(names))}; "
+                "`all-linear` takes all but lm_head"
+            )
+    return [layer for layer in shapes.linears if layer.name in lora_target_modules]
+
+
+def load_adapter(model: "PreTrainedModel", directory: str) -> "PeftModel":
+    """The model with the adapter of a local directory on it, in eval mode.
+
+    PEFT loads an adapter of another model's shape with a warning at most, so every tensor must find its place.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    try:
+        tuned = PeftModel.from_pretrained(model, directory, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"the adapter `{directory}` does not fit the base model: {reason}\nhint: give the base it was trained on"
+        ) from error
+    with safe_open(os.path.join(directory, "adapter_model.safetensors"), framework="pt") as stored:
+        expected = set(stored.keys())
+    present = set(get_peft_model_state_dict(tuned))
+    if expected != present:
+        raise ModelError(
+            f"the adapter `{directory}` has {len(expected - present)} tensors that this base model has no place for, and "
+            f"lacks {len(present - expected)}\nhint: give the base it was trained on"
+        )
+    return tuned.eval()  # type: ignore[no-any-return]

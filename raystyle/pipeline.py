@@ -1,0 +1,185 @@
+"""The one library module that joins stages: what each command does, once it is parsed and Ray runs.
+
+Everything that can be refused is refused before anything is written or a worker starts: a tokenizer or model that does
+not exist, LoRA targets that match nothing, a directory that is another run's.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from raystyle import adapters, generation, models, storage, tokens
+from raystyle.config import CorpusConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
+from raystyle.errors import ConfigError, RunError
+from raystyle.training import plan as planning
+
+Say = Callable[[str], None]
+
+
+def prepare(config: PrepareConfig) -> Any:
+    """Raw text to documents and rows; see `corpus.prepare.prepare`."""
+    from raystyle.corpus.prepare import prepare as prepare_corpus
+
+    return prepare_corpus(config)
+
+
+def is_prepared(dataset_path: tuple[str, ...]) -> bool:
+    return len(dataset_path) == 1 and storage.exists(storage.join(dataset_path[0], "manifest.json"))
+
+
+def prepared(config: TrainConfig) -> tuple[str, dict[str, Any]]:
+    """The prepared directory that a run trains on and its manifest; raw text is prepared first, inside the run."""
+    if is_prepared(config.dataset_path):
+        place = config.dataset_path[0]
+        manifest: dict[str, Any] = storage.read_json(storage.join(place, "manifest.json"))
+        if manifest.get("tokenizer") is None:
+            raise RunError(
+                f"`{place}` was prepared without a tokenizer: it has documents but no rows\n"
+                "hint: prepare again with --tokenizer_name_or_path, into another directory"
+            )
+        return place, manifest
+    if config.streaming:
+        raise ConfigError(
+            "`--streaming` reads prepared rows as training needs them; raw text has none yet\n"
+            "hint: run `raystyle prepare` first and give its output as --dataset_path"
+        )
+    place = storage.join(config.output_dir, "prepared")
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(CorpusConfig)}
+    raw = PrepareConfig(
+        **shared,
+        dataset_path=config.dataset_path,
+        output_dir=place,
+        tokenizer_name_or_path=config.tokenizer_name_or_path or config.model_name_or_path,
+        max_seq_length=config.max_seq_length or 4096,
+        trust_remote_code=config.trust_remote_code,
+    )
+    prepare(raw)
+    return place, storage.read_json(storage.join(place, "manifest.json"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+    """A checked run: its plan, its data, and how many layers of each target module get LoRA."""
+
+    plan: planning.Plan
+    prepared_dir: str
+    manifest: dict[str, Any]
+    layer_counts: dict[str, int]
+
+
+def preflight(config: TrainConfig) -> Preflight:
+    """Everything that can be known before training. Raw text is prepared on the way; `train` uses the same rows."""
+    from raystyle.training.fit import check_is_run
+    from raystyle.training.sharding import deepspeed_config
+
+    deepspeed_config(config.deepspeed)
+    shapes = models.read_shapes(config.model_name_or_path, config.trust_remote_code)
+    targets = models.targeted(shapes, config.lora_target_modules)
+    tokenizer = tokens.load_tokenizer(
+        config.tokenizer_name_or_path or config.model_name_or_path, config.trust_remote_code
+    )
+    check_is_run(config.output_dir)
+    prepared_dir, manifest = prepared(config)
+    if tokens.tokenizer_digest(tokenizer) != manifest["tokenizer"]["digest"]:
+        raise ConfigError(
+            f"the rows in `{prepared_dir}` were made with another tokenizer ({manifest['tokenizer']['name']}) than the "
+            "model's\nhint: prepare again with the base model's tokenizer"
+        )
+    plan = planning.make_plan(config, manifest, shapes, targets)
+    counts: dict[str, int] = {}
+    for layer in targets:
+        counts[layer.name] = counts.get(layer.name, 0) + layer.count
+    return Preflight(plan, prepared_dir, manifest, counts)
+
+
+def train(config: TrainConfig, say: Say) -> Any:
+    """Plan, train, report; returns a `training.fit.TrainResult`."""
+    from raystyle.training import fit, report
+
+    checked = preflight(config)
+    say(planning.describe(checked.plan))
+    result = fit.fit(config, checked.plan, checked.prepared_dir, checked.manifest, checked.layer_counts)
+    report.write(config.output_dir, dataclasses.asdict(checked.plan), result.metrics)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One continuation of a prompt, by the base (`adapter` is None) or by an adapter, named by its fingerprint."""
+
+    prompt: str
+    sample: int
+    adapter: str | None
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+def sample(config: SampleConfig) -> Iterator[Sample]:
+    """Continuations of every prompt by the base and, where `lora_path` is given, by the adapter, in that order."""
+    device = models.auto_device()
+    tokenizer = tokens.load_tokenizer(config.model_name_or_path, config.trust_remote_code)
+    if config.lora_path is None:
+        base = _base(config, device)
+        yield from _samples(config, base.to(device).eval(), tokenizer, None)
+        return
+    with adapters.opened(config.lora_path) as directory:
+        tuned = models.load_adapter(_base(config, device), directory).to(device)
+        with tuned.disable_adapter():
+            yield from _samples(config, tuned, tokenizer, None)
+        yield from _samples(config, tuned, tokenizer, adapters.fingerprint(directory)[:12])
+
+
+def _base(config: SampleConfig | ExportConfig, device: Any) -> Any:
+    return models.load_base(
+        config.model_name_or_path, dtype=models.auto_dtype(device), trust_remote_code=config.trust_remote_code
+    )
+
+
+def _samples(config: SampleConfig, model: Any, tokenizer: Any, adapter: str | None) -> Iterator[Sample]:
+    for prompt_number, prompt in enumerate(config.prompt):
+        # Each draw has a seed of its own, so that more samples or prompts do not change the first ones.
+        samplings = [
+            generation.Sampling(
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                repetition_penalty=config.repetition_penalty,
+                seed=config.seed + 1000 * prompt_number + number,
+            )
+            for number in range(config.num_samples)
+        ]
+        completions = generation.generate(model, tokenizer, [prompt] * config.num_samples, samplings)
+        for number, completion in enumerate(completions):
+            yield Sample(prompt, number, adapter, completion.text, len(completion.token_ids), completion.finish_reason)
+
+
+def export(config: ExportConfig) -> str:
+    """Write base + adapter as one Hugging Face model that loads without PEFT; returns its directory.
+
+    Raises `RunError` where the directory is not empty. The model is written aside and renamed when whole.
+    """
+    import os
+    import tempfile
+
+    from raystyle.training.lora import merge
+
+    if storage.exists(config.output_dir) and storage.list_files(config.output_dir):
+        raise RunError(f"`output_dir` {config.output_dir} is not empty\nhint: choose another --output_dir")
+    tokenizer = tokens.load_tokenizer(config.model_name_or_path, config.trust_remote_code)
+    with adapters.opened(config.lora_path) as directory:
+        merged = merge(models.load_adapter(_base(config, models.auto_device()), directory))
+    if storage.is_remote(config.output_dir):
+        with tempfile.TemporaryDirectory(prefix="raystyle-export-") as scratch:
+            merged.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            storage.upload(scratch, config.output_dir)
+        return config.output_dir
+    os.makedirs(os.path.dirname(config.output_dir), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(config.output_dir), prefix=".raystyle-export-") as scratch:
+        merged.save_pretrained(os.path.join(scratch, "model"))
+        tokenizer.save_pretrained(os.path.join(scratch, "model"))
+        if os.path.isdir(config.output_dir):
+            os.rmdir(config.output_dir)
+        os.rename(os.path.join(scratch, "model"), config.output_dir)
+    return config.output_dir

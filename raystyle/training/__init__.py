@@ -1,0 +1,1 @@
+"""Rows to adapter: the plan, the worker loop, checkpoints and the driver."""

@@ -1,0 +1,110 @@
+"""Attention that keeps the blocks of a packed batch apart, and the proof that it does.
+
+A micro-batch is one flat sequence of blocks (`rows.py`). transformers' own isolation depends on what is passed and how
+(it is lost, without a word, with `use_cache` or an all-ones mask), so boundaries are explicit here: FlashAttention-2 gets
+cumulative lengths; without it, torch's SDPA runs block by block, causal, without a mask. No block ever sees another's
+keys, and no mask of the flattened length squared is ever built.
+
+T tokens of the flat batch, H heads, D head size, V vocabulary.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from raystyle.errors import TrainingError
+
+PACKED_SDPA = "raystyle_packed_sdpa"
+# How far apart two logits may be, relative to the largest, when only the order of summation differs.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+def choose(attn_implementation: str, use_gpu: bool) -> str:
+    """transformers' name of the attention to use; `auto` is FlashAttention-2 where it is installed, else packed SDPA."""
+    flash_installed = use_gpu and importlib.util.find_spec("flash_attn") is not None
+    if attn_implementation == "flash_attention_2" or (attn_implementation == "auto" and flash_installed):
+        return "flash_attention_2"
+    register()
+    return PACKED_SDPA
+
+
+def register() -> None:
+    """Make packed SDPA known to transformers by its name. No mask function goes with it: it needs none."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED_SDPA, packed_sdpa)
+
+
+def packed_sdpa(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    block_lengths: tuple[int, ...] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' SDPA on each block of a flat batch (1, H, T, D); without `block_lengths`, on the whole as it is."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if block_lengths is None or len(block_lengths) == 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[return-value]
+    blocks = zip(*(tensor.split(block_lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    outputs = [sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in blocks]
+    return torch.cat(outputs, dim=1), None
+
+
+def boundaries(block_lengths: Sequence[int], implementation: str, device: torch.device | None = None) -> dict[str, Any]:
+    """The model's arguments that say where blocks end, as `implementation` wants them."""
+    if implementation != "flash_attention_2":
+        return {"block_lengths": tuple(block_lengths)}
+    ends = torch.tensor([0, *block_lengths]).cumsum(0).to(torch.int32).to(device)
+    longest = max(block_lengths)
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def flat_positions(block_lengths: Sequence[int]) -> torch.Tensor:
+    """Position ids (1, T) that start again at 0 in each block."""
+    return torch.cat([torch.arange(length) for length in block_lengths])[None]
+
+
+@torch.no_grad()
+def prove_isolation(model: Any, ids_T: torch.Tensor, block_lengths: Sequence[int], implementation: str) -> float:
+    """Check on real tokens that blocks packed together give the logits they give alone; returns the largest difference.
+
+    The difference is relative to the largest logit. A second check holds in any precision: with the first block's tokens
+    changed, the logits of all other blocks must not move at all. Raises `TrainingError` where either fails.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    ids_T = ids_T.to(device)
+    packed_TV = _logits(model, ids_T, block_lengths, implementation)
+    alone_TV = torch.cat(
+        [_logits(model, block, [len(block)], implementation) for block in ids_T.split(list(block_lengths))]
+    )
+    difference = float((packed_TV - alone_TV).abs().max() / alone_TV.abs().max())
+    changed_T = ids_T.clone()
+    changed_T[: block_lengths[0]] = changed_T[: block_lengths[0]].flip(0).roll(1)
+    leak = float((_logits(model, changed_T, block_lengths, implementation) - packed_TV)[block_lengths[0] :].abs().max())
+    model.train(was_training)
+    dtype = next(model.parameters()).dtype
+    if not difference <= TOLERANCE.get(dtype, 5e-2) or leak != 0:
+        raise TrainingError(
+            f"packed documents are not isolated by `{implementation}`: their logits differ by {difference:.2e} of the "
+            f"largest from the documents alone, and by {leak:.2e} when another document changes\n"
+            "hint: use `--attn_implementation sdpa`, or report this with the model's name"
+        )
+    return difference
+
+
+def _logits(model: Any, ids_T: torch.Tensor, block_lengths: Sequence[int], implementation: str) -> torch.Tensor:
+    output = model(
+        input_ids=ids_T[None],
+        position_ids=flat_positions(block_lengths).to(ids_T.device),
+        use_cache=False,
+        **boundaries(block_lengths, implementation, ids_T.device),
+    )
+    return output.logits[0].float()  # type: ignore[no-any-return]

@@ -1,0 +1,42 @@
+"""Which modules get LoRA, and how; merged again for export."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from raystyle.config import TrainConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def attach(model: Any, config: TrainConfig) -> "PeftModel":
+    """The model with a fresh LoRA adapter, its weights drawn from `config.seed`; only LoRA's are trainable, in fp32."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    targets: Any = list(config.lora_target_modules)
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        use_rslora=config.use_rslora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(config.seed)
+    return get_peft_model(model, lora)  # type: ignore[no-any-return]
+
+
+def merge(model: "PeftModel") -> Any:
+    """The base model with its adapter added into its weights; raises where a merged weight is not finite."""
+    return model.merge_and_unload(safe_merge=True)
+
+
+def layer_counts(targets: list[Any]) -> dict[str, int]:
+    """Target module -> how many layers of the base have it: what a saved adapter must hold."""
+    counts: dict[str, int] = {}
+    for layer in targets:
+        fields = dataclasses.asdict(layer)
+        counts[fields["name"]] = counts.get(fields["name"], 0) + fields["count"]
+    return counts

@@ -1,0 +1,205 @@
+"""The preflight: steps, checkpoints, memory and time of a run, from its config, its rows' manifest and model shapes.
+
+Plain arithmetic, no torch. Sources: LoRA's FLOPs and activation sizes are counted by hand below from the transformer's
+own shapes (a matrix product of m x k by k x n costs 2mkn; the backward pass of a frozen matrix costs one such product,
+of a trained one two); the activations' 34 bytes per token, layer and hidden unit in 16-bit are those of Korthikanti et
+al. 2022, "Reducing Activation Recomputation in Large Transformer Models", without the attention matrix, which
+fused kernels never store.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from raystyle.config import TrainConfig
+from raystyle.errors import ConfigError, DataError
+from raystyle.models import Linear, Shapes
+
+GB = 1e9
+CHUNK_BYTES = 256 * 2**20  # of logits, as in loss.py
+# What one GPU reaches on large bf16 matrix products, in FLOP/s, and the share of it that a well-fed LoRA run keeps.
+# The A100's figure is NVIDIA's peak; NeMo's published Llama-3-8B LoRA run keeps 0.41 of an H100's.
+A100_FLOPS = 312e12
+UTILISATION = 0.4
+# Fields that make a run what it is: a directory with others belongs to another run. Workers, per-device batch and
+# accumulation may change as long as their product, the global batch, stays.
+SCHEDULE = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm")
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run will do. Counts are exact; `*_estimate` are estimates. `warnings` are for the user to read."""
+
+    rows: int
+    tokens: int
+    real_token_share: float
+    max_seq_length: int
+    global_batch_size: int
+    tokens_per_step: int
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+    checkpoints: tuple[int, ...]
+    trainable_parameters: int
+    base_parameters: int
+    lora_scale: float
+    memory_gb_estimate: dict[str, float]
+    a100_hours_estimate: float
+    identity: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def make_plan(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, targets: Sequence[Linear]) -> Plan:
+    """The plan of a run over prepared rows.
+
+    `manifest` is `prepare`'s, `targets` are the layers that get LoRA. Raises `ConfigError` or `DataError` for what
+    cannot work.
+    """
+    rows, tokens, length = manifest["counts"]["rows"], manifest["counts"]["tokens"], manifest["max_seq_length"]
+    _check(config, manifest, shapes)
+    batch = config.global_batch_size
+    steps_per_epoch = math.ceil(rows / batch)
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
+    trainable = sum(layer.count * config.lora_r * (layer.in_features + layer.out_features) for layer in targets)
+    memory = estimate_memory_gb(config, shapes, length, trainable)
+    epochs = steps / steps_per_epoch
+    flops = flops_per_token(shapes, trainable, length, config.gradient_checkpointing) * tokens * epochs
+    plan = Plan(
+        rows=rows,
+        tokens=tokens,
+        real_token_share=tokens / (rows * length),
+        max_seq_length=length,
+        global_batch_size=batch,
+        tokens_per_step=batch * length,
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        warmup_steps=math.ceil(config.warmup_ratio * steps),
+        checkpoints=checkpoint_steps(config.save_steps, steps),
+        trainable_parameters=trainable,
+        base_parameters=shapes.parameters,
+        lora_scale=config.lora_scale,
+        memory_gb_estimate=memory,
+        a100_hours_estimate=flops / (A100_FLOPS * UTILISATION) / 3600 / config.num_workers,
+        identity=identity(config, manifest, steps),
+        warnings=(),
+    )
+    return dataclasses.replace(plan, warnings=tuple(_warnings(config, plan)))
+
+
+def checkpoint_steps(save_steps: float, steps: int) -> tuple[int, ...]:
+    """The steps after which a checkpoint is saved: every `save_steps` (below 1: that share of all), and the last."""
+    every = max(1, round(save_steps * steps)) if save_steps < 1 else int(save_steps)
+    return tuple(sorted({*range(every, steps, every), steps}))
+
+
+def identity(config: TrainConfig, manifest: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The fields that make this run what it is. A name's folder is left out, so that a run may be moved."""
+    return {
+        "model": config.model_name_or_path.rstrip("/").rsplit("/", 1)[-1],
+        "data_digest": manifest["digest"],
+        "max_seq_length": manifest["max_seq_length"],
+        "isolation": config.isolation,
+        "global_batch_size": config.global_batch_size,
+        "steps": steps,
+        "seed": config.seed,
+        **{name: getattr(config, name) for name in (*SCHEDULE, *LORA)},
+        "lora_target_modules": list(config.lora_target_modules),
+    }
+
+
+def _check(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes) -> None:
+    length, vocab = manifest["max_seq_length"], manifest["tokenizer"]["vocab_size"]
+    if config.max_seq_length not in (None, length):
+        raise ConfigError(
+            f"`max_seq_length` is {config.max_seq_length}, but the prepared rows hold {length} tokens\n"
+            "hint: leave it out, or prepare again with that length into another directory"
+        )
+    if manifest["counts"]["rows"] == 0:
+        raise DataError("the prepared data holds no rows\nhint: look at its report.html for what was removed, and why")
+    if vocab > shapes.vocab_size:
+        raise ConfigError(
+            f"the rows' tokenizer has {vocab} tokens, the model embeds {shapes.vocab_size}: ids would fall outside\n"
+            "hint: prepare the data with the base model's own tokenizer"
+        )
+    if shapes.max_position_embeddings and length > shapes.max_position_embeddings:
+        raise ConfigError(
+            f"rows of {length} tokens are longer than the {shapes.max_position_embeddings} positions the model knows\n"
+            f"hint: prepare with `--max_seq_length {shapes.max_position_embeddings}` or less"
+        )
+
+
+def flops_per_token(shapes: Shapes, trainable: int, mean_keys: int, recompute: bool) -> float:
+    """Model FLOPs of one trained token: forward 2N + A + 2P, backward 2N + 2A + 4P, and the forward again if recomputed.
+
+    N counts the weights in matrix products (all but the embedding), P LoRA's, A attention's products with on average
+    half of `mean_keys` keys: 2 products x 2 FLOPs x layers x heads x head_dim x keys / 2.
+    """
+    embedding = shapes.vocab_size * shapes.hidden_size
+    products = sum(layer.count * layer.in_features * layer.out_features for layer in shapes.linears)
+    attention = 2 * shapes.num_layers * shapes.num_heads * shapes.head_dim * mean_keys
+    forward = 2 * products + attention + 2 * trainable
+    backward = 2 * products + 2 * attention + 4 * trainable
+    return forward + backward + (forward - 2 * embedding if recompute else 0)
+
+
+def estimate_memory_gb(config: TrainConfig, shapes: Shapes, length: int, trainable: int) -> dict[str, float]:
+    """Estimated GB per device by component, in bf16 with LoRA in fp32 (4 bytes weight, 4 gradient, 8 Adam).
+
+    The logits of a step are never whole (see `loss.py`): at most one chunk of
+    them at a time, in fp32 with its gradient.
+    """
+    tokens = config.per_device_train_batch_size * length
+    layer = 34 * shapes.hidden_size * tokens
+    kept = 2 * shapes.hidden_size * tokens * shapes.num_layers + layer if config.gradient_checkpointing else 0
+    # PEFT drops out each LoRA module's own copy of its input (7 per layer, 2 bytes each and a mask of 1).
+    dropout = 7 * 3 * shapes.hidden_size * tokens * shapes.num_layers if config.lora_dropout else 0
+    shards = config.num_workers if config.deepspeed else 1
+    sizes = {
+        "base weights": 2 * shapes.parameters,
+        "LoRA weights and gradients": 8 * trainable,
+        "Adam states": 8 * trainable / shards,
+        "activations": kept or layer * shapes.num_layers + dropout,
+        "logits": 3 * min(4 * tokens * shapes.vocab_size, CHUNK_BYTES),
+    }
+    sizes["total"] = sum(sizes.values())
+    return {name: round(size / GB, 2) for name, size in sizes.items()}
+
+
+def _warnings(config: TrainConfig, plan: Plan) -> list[str]:
+    found = []
+    if config.save_steps >= plan.steps and config.save_steps >= 1:
+        found.append(
+            f"`save_steps` {config.save_steps:g} never comes in {plan.steps} steps: the only checkpoint is the end; "
+            "`--save_steps 0.2` saves every fifth of the run"
+        )
+    if plan.steps < 20:
+        found.append(f"{plan.steps} steps are few; a smaller batch or more epochs give the adapter more updates")
+    last = plan.rows % plan.global_batch_size
+    if last and plan.rows < plan.global_batch_size:
+        found.append(f"one batch asks for {plan.global_batch_size} rows and there are {plan.rows}: lower the batch")
+    if plan.memory_gb_estimate["total"] > 80 and config.use_gpu is not False:
+        found.append(
+            f"an estimated {plan.memory_gb_estimate['total']:.0f} GB per device is more than 80 GB: lower "
+            "`per_device_train_batch_size` and raise `gradient_accumulation_steps` by the same factor"
+        )
+    return found
+
+
+def describe(plan: Plan) -> str:
+    """The plan as lines for a person."""
+    checkpoints = ", ".join(map(str, plan.checkpoints[:8])) + (" …" if len(plan.checkpoints) > 8 else "")
+    memory = ", ".join(f"{name} {size:.1f}" for name, size in plan.memory_gb_estimate.items() if name != "total")
+    lines = {
+        "rows": f"{plan.rows:,} of {plan.max_seq_length:,} tokens; {plan.tokens:,} real tokens ({plan.real_token_share:.1%})",
+        "step": f"{plan.global_batch_size} rows = {plan.tokens_per_step:,} tokens",
+        "steps": f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch), {plan.warmup_steps} of them warm-up",
+        "checkpoints": f"after step {checkpoints}",
+        "adapter": f"{plan.trainable_parameters:,} trained parameters beside {plan.base_parameters:,} frozen, "
+        f"scale {plan.lora_scale:g}",
+        "memory": f"about {plan.memory_gb_estimate['total']:.1f} GB a device in bf16 ({memory})",
+        "time": f"about {plan.a100_hours_estimate:.2g} h on A100s at {UTILISATION:.0%} of their peak (estimate)",
+    }
+    text = [f"  {name:<12} {line}" for name, line in lines.items()]
+    return "\n".join(["plan", *text, *(f"  warning: {warning}" for warning in plan.warnings)])

@@ -1,0 +1,238 @@
+"""The Hugging Face Trainer on flat batches of packed rows.
+
+The Trainer keeps its step, its optimizer, DDP and DeepSpeed. Five things are raystyle's: which rows a micro-batch holds
+(`rows.Order`), where documents end, the loss without whole logits, dropout seeded by place, and checkpoints without
+pickle that any number of workers can continue.
+"""
+
+import dataclasses
+import json
+import tempfile
+import time
+from typing import Any
+
+import ray.train
+import torch
+import transformers
+
+from raystyle import adapters, generation, storage
+from raystyle.config import TrainConfig
+from raystyle.training import attention, checkpoints, heldout, sharding
+from raystyle.training.loss import summed_cross_entropy
+from raystyle.training.rows import Order, Rows, block_lengths
+
+METRICS_INTERVAL_S = 2.0
+PROOF_TOKENS_PER_BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What the driver gives every worker, in plain values: Ray carries it as a dict."""
+
+    config: dict[str, Any]
+    prepared_dir: str
+    manifest: dict[str, Any]
+    steps: int
+    warmup_steps: int
+    checkpoint_steps: list[int]
+    layer_counts: dict[str, int]
+    use_gpu: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the trainer's own parts need to know of the run."""
+
+    config: TrainConfig
+    task: Task
+    order: Order
+    tokenizer: Any
+    implementation: str
+
+
+class PackedTrainer(transformers.Trainer):
+    """The Trainer on flat batches of packed rows. Each override says what of the original it replaces."""
+
+    model: Any
+    train_dataset: Any
+
+    def __init__(self, *, run: Run, **arguments: Any) -> None:
+        self.run = run
+        self.tokens_done = 0
+        self.metrics_written_s = self.logged_s = time.monotonic()
+        super().__init__(**arguments, callbacks=[SaveAt(run.task.checkpoint_steps)])
+        self.remove_callback(transformers.PrinterCallback)
+        # The Trainer then counts all labels that are not -100 (the first of a flat batch always is), over all workers.
+        self.model_accepts_loss_kwargs = True
+
+    def get_train_dataloader(self) -> Any:
+        """One epoch that spans the run, in `Order`; accelerate's own sharding would tie rows to the workers."""
+        return torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_sampler=self.run.order,  # type: ignore[arg-type]
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.run.task.use_gpu,
+        )
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Seeds dropout by the micro-batch's place in the run, so that a resumed step draws what it would have drawn."""
+        inputs = dict(inputs)
+        place = inputs.pop("place")
+        torch.manual_seed((self.args.seed * 1_000_003 + place) % 2**63)
+        self.tokens_done += inputs["input_ids"].shape[1]
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Summed cross-entropy over the global count of labels; DDP averages gradients, hence times the workers."""
+        assert not return_outputs, "nothing asks for the outputs: evaluation is raystyle's own"
+        loss = self.loss_sum(model, inputs) / num_items_in_batch
+        return loss * self.accelerator.num_processes
+
+    def loss_sum(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Sum of the cross-entropy of a flat batch, from the last hidden state: whole logits are never made."""
+        inputs = dict(inputs)
+        labels_1T = inputs.pop("labels")
+        output = model(**inputs, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        with self.compute_loss_context_manager():
+            return summed_cross_entropy(output.hidden_states[-1][0], head, labels_1T[0], head.out_features)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds tokens per second, counts epochs by rows, and keeps metrics.jsonl."""
+        now_s = time.monotonic()
+        if "loss" in logs:
+            seconds = max(now_s - self.logged_s, 1e-9)
+            logs["tokens_per_second"] = round(self.tokens_done * self.run.order.num_workers / seconds, 1)
+            self.tokens_done, self.logged_s = 0, now_s
+        self.state.epoch = round(self.state.global_step / self.run.order.steps_per_epoch, 6)
+        super().log(logs, start_time)
+        if now_s - self.metrics_written_s >= METRICS_INTERVAL_S or self.state.global_step >= self.state.max_steps:
+            self.write_metrics()
+
+    def record(self, entry: dict[str, Any]) -> None:
+        """One more line of metrics.jsonl, at once."""
+        self.state.log_history.append(entry | {"step": self.state.global_step})
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """metrics.jsonl from the Trainer's history, which checkpoints carry: a resumed run has each step once."""
+        self.metrics_written_s = time.monotonic()
+        if self.is_world_process_zero():
+            lines = [json.dumps(entry) for entry in self.state.log_history]
+            text = "\n".join(lines) + ("\n" if lines else "")
+            storage.write_bytes(storage.join(self.run.config.output_dir, "metrics.jsonl"), text.encode())
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Replaces the Trainer's pickles: a checkpoint of `checkpoints.py`, through Ray Train to the run's storage."""
+        step = self.state.global_step
+        collect = sharding.gather_optimizer if self.is_deepspeed_enabled else checkpoints.collect_optimizer
+        optimizer_tensors = collect(self.model, self.optimizer)
+        if self.is_world_process_zero():
+            self.write_sample(f"step-{step:08d}")
+            with tempfile.TemporaryDirectory(prefix="raystyle-checkpoint-") as directory:
+                checkpoints.save(directory, step, self.model, optimizer_tensors, self.state, self.about())
+                ray.train.report(
+                    {"step": step},
+                    checkpoint=ray.train.Checkpoint.from_directory(directory),
+                    checkpoint_dir_name=checkpoints.name_of(step),
+                )
+            if self.run.config.save_total_limit:
+                checkpoints.prune(
+                    storage.join(self.run.config.output_dir, "checkpoints"), self.run.config.save_total_limit
+                )
+            self.write_metrics()
+        else:
+            ray.train.report({"step": step})
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Loads optimizer and schedule from a checkpoint of `checkpoints.py`, where the Trainer would read pickles.
+
+        Then proves isolation, in the state in which training goes on.
+        """
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            tensors = checkpoints.read_optimizer(resume_from_checkpoint)
+            restore = sharding.scatter_optimizer if self.is_deepspeed_enabled else checkpoints.restore_optimizer
+            restore(tensors, self.model, self.optimizer)
+            checkpoints.restore_schedule(self.state.global_step, self.lr_scheduler, self.optimizer)
+            self.record({"continued_from_step": self.state.global_step})
+        self.prove(self.train_dataset.rows)
+        if resume_from_checkpoint is None:
+            self.measure_heldout("heldout_loss_before")
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing to load: the adapter's weights are in place before the Trainer is made."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing to load: dropout, the only draw in a step, is seeded by place."""
+
+    def about(self) -> dict[str, Any]:
+        manifest = self.run.task.manifest
+        return {
+            "base_model": self.run.config.model_name_or_path,
+            "data_digest": manifest["digest"],
+            "tokenizer_digest": manifest["tokenizer"]["digest"],
+            "step": self.state.global_step,
+        }
+
+    def prove(self, rows: Rows) -> None:
+        """Check isolation on the first row that holds several blocks, as the loop will run it."""
+        config = self.run.config
+        for index in range(min(len(rows), 256)):
+            row = rows[index]
+            assert row is not None
+            lengths = block_lengths(row, config.isolation)[:3]
+            if len(lengths) > 1:
+                pieces = torch.from_numpy(row.input_ids[: sum(lengths)].astype("int64")).split(lengths)
+                kept = [piece[:PROOF_TOKENS_PER_BLOCK] for piece in pieces]
+                with self.compute_loss_context_manager():
+                    difference = attention.prove_isolation(
+                        self.model, torch.cat(kept), list(map(len, kept)), self.run.implementation
+                    )
+                self.record({"isolation_logit_difference": difference, "isolation_row": index})
+                return
+
+    def measure_heldout(self, name: str) -> None:
+        """Log the mean loss in nats per token over the held-out documents, if there are any, shared by all workers."""
+        if not self.run.task.manifest["counts"].get("heldout"):
+            return
+        length = self.run.task.manifest["max_seq_length"]
+        blocks = heldout.blocks(self.run.task.prepared_dir, self.run.tokenizer, length)
+        total, count = heldout.summed_loss(self, blocks, self.run.order.rank, self.run.order.num_workers)
+        self.record({name: round(total / count, 6), "heldout_tokens": count})
+
+    def write_sample(self, name: str) -> None:
+        """Continue the neutral prompt greedily into samples/."""
+        config = self.run.config
+        if not config.sample_prompt:
+            return
+        self.model.eval()
+        sampling = generation.Sampling(max_new_tokens=config.sample_max_new_tokens, temperature=0)
+        with self.compute_loss_context_manager():
+            [completion] = generation.generate(self.model, self.run.tokenizer, [config.sample_prompt], [sampling])
+        self.model.train()
+        record = {"step": self.state.global_step, "prompt": config.sample_prompt, "text": completion.text}
+        storage.write_json(storage.join(config.output_dir, "samples", f"{name}.json"), record)
+
+    def finish(self) -> None:
+        """Write the adapter, re-opened and checked, to the run's `adapter/`; its `raystyle_adapter.json` comes last."""
+        if self.is_world_process_zero():
+            with tempfile.TemporaryDirectory(prefix="raystyle-adapter-") as directory:
+                adapters.save(self.model, directory, self.about())
+                adapters.verify(directory, self.run.task.layer_counts)
+                storage.upload(directory, storage.join(self.run.config.output_dir, "adapter"))
+
+
+class SaveAt(transformers.TrainerCallback):
+    """Ask for a checkpoint after exactly the planned steps."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = set(steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_save = state.global_step in self.steps
+        return control

@@ -1,0 +1,100 @@
+"""transformers' `TrainingArguments`, without importing it: which fields exist, their types, and which are raystyle's.
+
+Any field that raystyle has no flag of its own for is accepted by its own name and handed on as it is.
+"""
+
+import ast
+import functools
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from raystyle.errors import ConfigError
+from raystyle.values import as_type, wrong
+
+# Fields of transformers' TrainingArguments that raystyle decides: setting them would break what it promises.
+OWNED = {
+    "accelerator_config": "the order of rows is raystyle's",
+    "activation_checkpointing": "use `gradient_checkpointing`",
+    "auto_find_batch_size": "it would change the global batch; `raystyle plan` says what fits",
+    "average_tokens_across_devices": "the loss is always normalised by the global token count",
+    "data_seed": "the order of rows follows `seed`",
+    "dataloader_drop_last": "no row is dropped",
+    "do_train": "`raystyle train` trains",
+    "do_eval": "`raystyle evaluate` evaluates",
+    "do_predict": "`raystyle sample` samples",
+    "enable_jit_checkpoint": "checkpoints are raystyle's own, without pickle",
+    "eval_strategy": "held-out loss is measured at the start and the end of the run",
+    "eval_on_start": "held-out loss is measured at the start and the end of the run",
+    "fp16": "LoRA in float16 overflows; use `bf16`",
+    "fsdp": "use `deepspeed` for sharded training",
+    "fsdp_config": "use `deepspeed` for sharded training",
+    "full_determinism": "set `seed`; on one device and library versions a run repeats",
+    "group_by_length": "rows have one length and one order",
+    "ignore_data_skip": "a resumed run continues at the row where it stopped",
+    "label_names": "labels follow from the rows",
+    "label_smoothing_factor": "the loss is plain cross-entropy",
+    "length_column_name": "rows have one length and one order",
+    "load_best_model_at_end": "the adapter is the last step's; every checkpoint stays",
+    "local_rank": "Ray Train numbers the workers",
+    "logging_dir": "TensorBoard's files go to the run's directory",
+    "overwrite_output_dir": "a run is continued by the same command; a new one needs a new `output_dir`",
+    "parallelism_config": "rows are split over workers only",
+    "push_to_hub": "upload the `adapter/` folder with `hf upload`",
+    "remove_unused_columns": "batches are raystyle's own",
+    "restore_callback_states_from_checkpoint": "checkpoints are raystyle's own, without pickle",
+    "resume_from_checkpoint": "the same command continues its run by itself",
+    "save_only_model": "a checkpoint always holds what continuing needs",
+    "save_on_each_node": "checkpoints go to `output_dir`, once",
+    "save_safetensors": "adapters are always safetensors",
+    "save_strategy": "use `save_steps`; the end is always saved",
+    "train_sampling_strategy": "rows have one seeded order",
+    "use_cpu": "use `use_gpu false`",
+    "warmup_steps": "use `warmup_ratio`",
+}
+
+
+@functools.cache
+def fields() -> dict[str, str]:
+    """Every field and its annotation, read from the source: importing it would load torch."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    source = Path(spec.submodule_search_locations[0], "training_args.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
+            return {
+                line.target.id: ast.unparse(line.annotation)
+                for line in node.body
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+            }
+    return {}
+
+
+def convert(name: str, value: Any, from_text: bool) -> Any:
+    """A value for a TrainingArguments field, by the types its annotation names (`int | None`, `dict | str`, …)."""
+    annotation = fields()[name]
+    kinds = [part.strip() for part in re.sub(r"\[[^\]]*\]", "", annotation).split("|")]
+    if value is None or (from_text and str(value).lower() in ("none", "null")):
+        if "None" in kinds:
+            return None
+        raise wrong(name, value, annotation)
+    for kind, python_type in [("bool", bool), ("int", int), ("float", float)]:
+        if kind in kinds:
+            try:
+                return as_type(name, value, python_type, from_text)
+            except ConfigError:
+                if kinds[-1] == kind or kinds == [kind, "None"]:
+                    raise
+    if from_text and ("dict" in kinds or "list" in kinds) and str(value).lstrip().startswith(("{", "[")):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise wrong(name, value, f"JSON ({error})") from error
+    if isinstance(value, dict) and "dict" not in kinds:
+        raise wrong(name, value, annotation)
+    if isinstance(value, str | dict | list) and not (isinstance(value, list) and "list" not in kinds):
+        return value
+    raise wrong(name, value, annotation)

@@ -1,0 +1,101 @@
+"""Small real things that tests build on: a tiny Llama with its tokenizer, and prepared rows of random text for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ALPHABET = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏今日天气阴沉，。"
+
+
+def write_model(directory: Path, *, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:
+    """A Llama (grouped-query attention) with random weights and a byte-level tokenizer, as a Hugging Face folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([ALPHABET], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    fast.save_pretrained(directory)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def write_prepared(directory: Path, model: Path, *, rows: int = 22, length: int = 64, seed: int = 0) -> Path:
+    """A `prepare` output with rows of two to four documents each and a held-out document, in two shards."""
+    from raystyle import tokens
+
+    tokenizer = tokens.load_tokenizer(str(model))
+    random = np.random.default_rng(seed)
+    shards, row_number = [], 0
+    type_ = pa.schema(
+        [
+            ("row", pa.int64()),
+            ("input_ids", pa.list_(pa.int32(), length)),
+            ("segment_lengths", pa.list_(pa.int32())),
+            (
+                "pieces",
+                pa.list_(pa.struct([("doc_id", pa.string()), ("char_start", pa.int64()), ("char_end", pa.int64())])),
+            ),
+        ]
+    )
+    (directory / "rows").mkdir(parents=True)
+    for shard, count in enumerate([rows // 2, rows - rows // 2]):
+        records: list[dict[str, Any]] = []
+        for _ in range(count):
+            # The same few ids over and over, so that training has something to learn.
+            ids = random.choice(np.arange(260, 280), size=length).tolist()
+            cuts = sorted(random.choice(np.arange(4, length - 4), size=int(random.integers(1, 4)), replace=False))
+            lengths = np.diff([0, *cuts, length]).tolist()
+            pieces = [{"doc_id": f"d{row_number}-{i}", "char_start": 0, "char_end": n} for i, n in enumerate(lengths)]
+            records.append({"row": row_number, "input_ids": ids, "segment_lengths": lengths, "pieces": pieces})
+            row_number += 1
+        path = f"rows/part-{shard:05d}.parquet"
+        pq.write_table(pa.Table.from_pylist(records, schema=type_), directory / path, row_group_size=4)
+        shards.append({"path": path, "rows": count, "tokens": count * length, "sha256": ""})
+    (directory / "heldout").mkdir()
+    heldout = pa.table({"doc_id": ["h"], "source": ["h"], "title": ["h"], "text": [ALPHABET * 4]})
+    pq.write_table(heldout, directory / "heldout" / "part-00000.parquet")
+    manifest = {
+        "format": 1,
+        "max_seq_length": length,
+        "segment_length": length,
+        "records": "documents",
+        "document_unit": "work",
+        "tokenizer": {
+            "name": str(model),
+            "digest": tokens.tokenizer_digest(tokenizer),
+            "vocab_size": len(tokenizer),
+            "eos_id": tokenizer.eos_token_id,
+        },
+        "counts": {"rows": rows, "tokens": rows * length, "documents": rows * 3, "heldout": 1},
+        "shards": shards,
+        "digest": f"test-{seed}-{rows}-{length}",
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return directory

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from raystyle.corpus.rules import load_rules, pack_names
+from raystyle.errors import ConfigError, StorageError
+
+GOOD = """
+extends: common
+fragments: {n: '[0-9]+'}
+rules:
+  - {name: ruler, why: Ours., action: drop_line, pattern: '^%{n}$', literals: ['1'], examples: {match: ['12'], keep: ['1a']}}
+  - {name: own, why: Ours too., action: rewrite, pattern: 'a(b)', replace: '\\1', literals: [ab], examples: {match: [xab]}}
+"""
+
+
+def write(path: Path, text: str) -> str:
+    (path / "mine.yaml").write_text(text, encoding="utf-8")
+    return str(path / "mine.yaml")
+
+
+@pytest.mark.parametrize("name", pack_names())
+def test_packs_pass_their_own_examples(name: str) -> None:
+    rules = load_rules(name)
+    assert all(rule.why.endswith(".") and rule.match for rule in rules.rules)
+
+
+def test_a_users_pack_adds_and_replaces(tmp_path: Path) -> None:
+    common, mine = load_rules("common"), load_rules(write(tmp_path, GOOD))
+    names = [rule.name for rule in mine.rules]
+    assert names == [*(rule.name for rule in common.rules), "own"]
+    assert mine.name == "mine" and mine.digest != common.digest
+    assert next(rule for rule in mine.rules if rule.name == "ruler").why == "Ours."
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("match: ['12']", "match: ['ab1']", "does not match its example"),
+        ("match: ['12']", "match: ['22']", "none of its literals"),
+        ("keep: ['1a']", "keep: ['1']", "must keep"),
+        ("replace: '\\1'", "replace: 'ab'", "does not match its example"),
+        ("replace: '\\1'", "replace: 'abab'", "again and again"),
+        ("%{n}", "%{m}", "no fragment `m`"),
+        ("'^%{n}$'", "'('", "no regular expression"),
+        ("drop_line", "drop", "use drop_line"),
+        ("literals: ['1']", "literal: ['1']", "lacks"),
+        ("why: Ours.,", "why: Ours., unles: x,", "did you mean `unless`"),
+        ("extends: common", "extends: commons", "no rules named `commons`"),
+        ("rules:", "rule:", "no pack"),
+        ("literals: [ab]", "literals: []", "must be strings"),
+    ],
+)
+def test_an_unsound_pack_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(ConfigError, match=message):
+        load_rules(write(tmp_path, GOOD.replace(old, new, 1)))
+
+
+def test_a_pack_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="no rules named `zh_web`\nhint: use common or zh_web_novel"):
+        load_rules("zh_web")
+    with pytest.raises(StorageError):
+        load_rules("/no/such.yaml")
+
+
+def test_the_digest_is_of_what_rules_do(tmp_path: Path) -> None:
+    before = load_rules(write(tmp_path, GOOD)).digest
+    assert load_rules(write(tmp_path, GOOD.replace("Ours.", "Other words."))).digest == before
+    assert load_rules(write(tmp_path, GOOD.replace("%{n}", "1%{n}"))).digest != before
+
+
+def test_candidates_are_lines_with_a_literal(tmp_path: Path) -> None:
+    assert load_rules(write(tmp_path, GOOD)).candidates(["x", "a1", "ab", "ruler ----", ""]) == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]

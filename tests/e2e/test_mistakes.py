@@ -1,0 +1,109 @@
+"""What a user gets wrong: one clear message, exit 2, no traceback, nothing written."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+
+
+def raystyle(*words: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "raystyle", *map(str, words)], capture_output=True, text=True, timeout=timeout_s
+    )
+
+
+def refused(*words: object) -> str:
+    done = raystyle(*words)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("raystyle: error:") == 1
+    return done.stderr
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    file = tmp_path / "novel.txt"
+    file.write_text("今日天气阴沉，我在家里看书。\n" * 200, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lerning_rate": 1}, "did you mean `--learning_rate`"),
+        ({"learning_rate": "fast"}, "it must be a number"),
+        ({"dataset_path": "/nowhere/novel.txt"}, "/nowhere/novel.txt"),
+        ({"model_name_or_path": "/nowhere/model"}, "/nowhere/model"),
+        ({"tokenizer_name_or_path": "/nowhere/tokenizer"}, "/nowhere/tokenizer"),
+        ({"lora_target_modules": "q_prj"}, "did you mean `q_proj`"),
+        ({"streaming": True}, "`--max_steps`"),
+        ({"deepspeed": "zero9"}, "zero2"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_mistake_in_train(change, message, tiny_model, text_file, tmp_path):
+    output = tmp_path / "run"
+    values = {"model_name_or_path": tiny_model, "dataset_path": text_file, "output_dir": output} | change
+    words = [word for name, value in values.items() for word in (f"--{name}", value)]
+    assert message in refused("train", *words)
+    assert not output.exists()
+
+
+def test_an_empty_corpus(tiny_model, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "empty.txt").write_text("")
+    output = tmp_path / "run"
+    words = ["--model_name_or_path", tiny_model, "--dataset_path", tmp_path / "raw", "--output_dir", output]
+    assert "hint:" in refused("train", *words)
+    assert not (output / "prepared" / "manifest.json").exists()
+
+
+def test_a_directory_that_is_no_run(tiny_model, text_file, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
+    words = ["--model_name_or_path", tiny_model, "--dataset_path", text_file, "--output_dir", tmp_path / "photos"]
+    assert "not empty and not a run" in refused("train", *words)
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_more_workers_than_cores(tiny_model, tiny_prepared, tmp_path):
+    words = ["--model_name_or_path", tiny_model, "--dataset_path", tiny_prepared, "--output_dir", tmp_path / "r"]
+    settings = ["--lora_r", 4, "--lora_alpha", 8, "--num_workers", 64, "--use_gpu", "false"]
+    assert "64 workers" in refused("train", *words, *settings, "--gradient_accumulation_steps", 1)
+
+
+def test_unknown_commands_and_no_command():
+    assert "one of demo, prepare, plan, train, sample, export" in refused("trian")
+    assert raystyle().returncode == 0
+
+
+def test_help_is_quick():
+    """Well under a second on an idle machine; the best of five, for the tests share theirs."""
+    times_s = []
+    for _ in range(5):
+        started_s = time.monotonic()
+        assert raystyle("--help").returncode == 0
+        times_s.append(time.monotonic() - started_s)
+    assert min(times_s) < 1
+
+
+@pytest.mark.parametrize("verb", ["demo", "prepare", "plan", "train", "sample", "export"])
+def test_every_command_explains_itself(verb):
+    done = raystyle(verb, "--help")
+    assert done.returncode == 0
+    assert "--" in done.stdout
+
+
+def test_jobs_take_what_the_commands_take():
+    for job in ("prepare", "train", "sample", "pipeline"):
+        done = subprocess.run(
+            [sys.executable, ROOT / "jobs" / f"{job}.py", "--nonsense", "1"], capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert "unknown setting `--nonsense`" in done.stderr

@@ -1,0 +1,253 @@
+"""Training on a real Ray: exact under other workers, after a killed worker, and after a killed job."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raystyle import flags, pipeline
+from raystyle.config import TrainConfig
+from raystyle.errors import RunError
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 120
+
+
+def words(model: Path, prepared: Path, output: Path, **values) -> list[str]:
+    settings = {
+        "model_name_or_path": model,
+        "dataset_path": prepared,
+        "output_dir": output,
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "learning_rate": 3e-3,
+        "max_steps": STEPS,
+        "save_steps": 30,
+        "sample_max_new_tokens": 4,
+        "gradient_checkpointing": False,
+        "cpus_per_worker": 1,
+    } | values
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def run(model, prepared, output, **values):
+    return pipeline.train(flags.parse(TrainConfig, words(model, prepared, output, **values)), lambda _: None)
+
+
+def adapter(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter" / "adapter_model.safetensors")
+
+
+def losses(result) -> list[float]:
+    return [entry["loss"] for entry in result.metrics if "loss" in entry]
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_local, tiny_model, tiny_prepared, tmp_path_factory):
+    """One run that nothing happens to, and its directory."""
+    output = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return run(tiny_model, tiny_prepared, output), output
+
+
+def wait_for_step(output: Path, step: int, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        metrics = output / "metrics.jsonl"
+        if metrics.exists() and any(json.loads(line)["step"] >= step for line in metrics.read_text().splitlines()):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} did not come in {timeout_s} s")
+
+
+def train_workers() -> list[int]:
+    """Process ids of this test's own Ray's training workers: descendants of this process, by Ray's process title."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    processes = {
+        int(p): (int(parent), title) for p, parent, title in (line.split(None, 2) for line in listed.splitlines())
+    }
+
+    def is_ours(pid: int) -> bool:
+        while pid in processes and pid != os.getpid():
+            pid = processes[pid][0]
+        return pid == os.getpid()
+
+    return [pid for pid, (_, title) in processes.items() if title.startswith("ray::RayTrainWorker") and is_ours(pid)]
+
+
+def test_a_run_leaves_everything_it_promises(undisturbed, tiny_model):
+    result, output = undisturbed
+    assert sorted(p.name for p in output.iterdir()) == [
+        "adapter", "checkpoints", "config.json", "loss.png", "metrics.jsonl", "plan.json", "report.html", "samples",
+        "tensorboard",
+    ]  # fmt: skip
+    assert sorted(p.name for p in (output / "samples").iterdir()) == [f"step-{s:08d}.json" for s in (30, 60, 90, 120)]
+    found = losses(result)
+    assert len(found) == STEPS
+    assert sum(found[-10:]) < sum(found[:10])
+    assert result.last("heldout_loss_before") and result.last("heldout_loss_after")
+    assert any(entry.get("isolation_logit_difference", 1) < 1e-4 for entry in result.metrics)
+    for place in ("adapter", "checkpoints"):
+        assert {p.suffix for p in (output / place).rglob("*") if p.is_file() and p.name[0] != "."} == {
+            ".json",
+            ".safetensors",
+        }
+    resolved = flags.parse(TrainConfig, ["--config", str(output / "config.json")])
+    assert flags.to_dict(resolved) == json.loads((output / "config.json").read_text())
+    page = (output / "report.html").read_text()
+    assert "held-out loss" in page and "今日天气阴沉，" in page
+
+
+def test_an_identical_command_does_nothing_more(undisturbed, tiny_model, tiny_prepared):
+    _, output = undisturbed
+    before = (output / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    again = run(tiny_model, tiny_prepared, output)
+    assert again.unchanged
+    assert (output / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_run_s_directory_is_refused_naming_what_differs(undisturbed, tiny_model, tiny_prepared):
+    _, output = undisturbed
+    with pytest.raises(RunError, match=r"`learning_rate` was 0\.003, now 0\.01"):
+        run(tiny_model, tiny_prepared, output, learning_rate=0.01)
+    with pytest.raises(RunError, match="`global_batch_size` was 4, now 8"):
+        run(tiny_model, tiny_prepared, output, gradient_accumulation_steps=8)
+
+
+def test_two_workers_and_other_micro_batches_train_the_same_adapter(undisturbed, tiny_model, tiny_prepared, tmp_path):
+    """1 x 4 accumulation = 2 workers x 2: same losses and, dropout being seeded by place, the same weights."""
+    reference, reference_output = undisturbed
+    shared = run(tiny_model, tiny_prepared, tmp_path / "r", num_workers=2, gradient_accumulation_steps=2)
+    assert losses(shared) == pytest.approx(losses(reference), abs=1e-5)
+    assert distance(adapter(tmp_path / "r"), adapter(reference_output)) < 1e-5
+
+
+def test_accumulation_in_one_pass_gives_the_same_losses(ray_local, tiny_model, tiny_prepared, tmp_path):
+    """4 rows at once = 4 passes of one row, though their token counts differ: the loss is a mean over all tokens."""
+    values = {"lora_dropout": 0.0, "max_steps": 20}
+    ones = run(tiny_model, tiny_prepared, tmp_path / "a", **values)
+    four = run(
+        tiny_model,
+        tiny_prepared,
+        tmp_path / "b",
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        **values,
+    )
+    assert losses(four) == pytest.approx(losses(ones), abs=1e-5)
+
+
+def test_a_killed_worker_changes_nothing(undisturbed, tiny_model, tiny_prepared, tmp_path):
+    reference, reference_output = undisturbed
+    output = tmp_path / "r"
+    killed = []
+
+    def kill():
+        wait_for_step(output, 40)
+        killed.extend(train_workers()[:1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    result = run(tiny_model, tiny_prepared, output)
+    thread.join()
+    assert killed
+    assert any(entry.get("continued_from_step", 0) >= 30 for entry in result.metrics)
+    assert losses(result)[-1] == pytest.approx(losses(reference)[-1], abs=1e-5)
+    assert distance(adapter(output), adapter(reference_output)) == 0
+
+
+def test_a_killed_job_continues_by_the_same_command_past_a_torn_checkpoint(
+    undisturbed, tiny_model, tiny_prepared, tmp_path
+):
+    reference, reference_output = undisturbed
+    output = tmp_path / "r"
+    command = [sys.executable, "-m", "raystyle", "train", *words(tiny_model, tiny_prepared, output)]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(output, 60)
+    job.kill()
+    job.wait()
+    time.sleep(3)
+    assert not (output / "adapter").exists()
+    newest = max((output / "checkpoints").glob("step-*"))
+    torn = output / "checkpoints" / "step-00000110"
+    shutil.copytree(newest, torn)
+    (torn / "optimizer.safetensors").write_bytes((torn / "optimizer.safetensors").read_bytes()[:100])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"continued from the checkpoint of step {int(newest.name[5:])}" in done.stderr
+    assert not torn.exists()
+    metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [entry["step"] for entry in metrics if "loss" in entry]
+    assert steps == list(range(1, STEPS + 1))
+    last = [entry["loss"] for entry in metrics if "loss" in entry][-1]
+    assert last == pytest.approx(losses(reference)[-1], abs=1e-5)
+    assert distance(adapter(output), adapter(reference_output)) == 0
+
+
+def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_model, tiny_prepared, tmp_path):
+    """DDP's checkpoint, continued by ZeRO-2 on two workers, ends where DDP alone does."""
+    _, reference_output = undisturbed
+    output = tmp_path / "r"
+    shutil.copytree(reference_output, output)
+    shutil.rmtree(output / "adapter")
+    for step in (90, 120):
+        shutil.rmtree(output / "checkpoints" / f"step-{step:08d}")
+    result = run(
+        tiny_model,
+        tiny_prepared,
+        output,
+        num_workers=2,
+        gradient_accumulation_steps=2,
+        deepspeed="zero2",
+        save_steps=30,
+    )
+    assert any(entry.get("continued_from_step") == 60 for entry in result.metrics)
+    assert distance(adapter(output), adapter(reference_output)) < 1e-5
+
+
+def test_a_worker_s_own_error_ends_the_run_with_its_reason(ray_local, tiny_model, tiny_prepared, tmp_path):
+    from raystyle.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"transformers refuses these training arguments.*no-such-optimizer"):
+        run(tiny_model, tiny_prepared, tmp_path / "r", optim="no-such-optimizer", max_failures=0)
+    assert not (tmp_path / "r" / "adapter").exists()
+
+
+def test_sample_and_export_use_the_run(undisturbed, tiny_model, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from raystyle import models
+    from raystyle.config import ExportConfig, SampleConfig
+
+    _, output = undisturbed
+    base = {"model_name_or_path": str(tiny_model), "lora_path": str(output)}
+    greedy = flags.from_dict(SampleConfig, base | {"temperature": 0.0, "max_new_tokens": 6, "prompt": ["今日", "天"]})
+    samples = list(pipeline.sample(greedy))
+    assert [(s.prompt, s.adapter is None) for s in samples] == [
+        ("今日", True), ("天", True), ("今日", False), ("天", False)
+    ]  # fmt: skip
+    merged = pipeline.export(flags.from_dict(ExportConfig, base | {"output_dir": str(tmp_path / "merged")}))
+    assert "adapter_config.json" not in os.listdir(merged)
+    alone = AutoModelForCausalLM.from_pretrained(merged)
+    ids = AutoTokenizer.from_pretrained(merged)("今日天气", return_tensors="pt").input_ids
+    tuned = models.load_adapter(models.load_base(str(tiny_model), dtype=torch.float32), str(output / "adapter"))
+    with torch.no_grad():
+        torch.testing.assert_close(alone(ids).logits, tuned(ids).logits, atol=1e-5, rtol=1e-4)
+    with pytest.raises(RunError, match="not empty"):
+        pipeline.export(flags.from_dict(ExportConfig, base | {"output_dir": merged}))

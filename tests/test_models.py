@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from raystyle import models
+from raystyle.errors import ModelError
+
+
+def test_shapes_read_from_the_config_are_those_of_the_loaded_model(tiny_model):
+    shapes = models.read_shapes(str(tiny_model))
+    model = models.load_base(str(tiny_model), dtype=torch.float32)
+    assert shapes.parameters == sum(p.numel() for p in model.parameters())
+    assert (shapes.num_layers, shapes.num_kv_heads, shapes.head_dim) == (2, 2, 8)
+    linear = sum(layer.count for layer in shapes.linears)
+    assert linear == sum(isinstance(m, torch.nn.Linear) for m in model.modules()) == 15
+
+
+def test_lora_on_the_targets_has_the_planned_number_of_parameters(tiny_model):
+    from raystyle import flags
+    from raystyle.config import TrainConfig
+    from raystyle.training import lora
+
+    config = flags.from_dict(
+        TrainConfig,
+        {"model_name_or_path": "m", "dataset_path": ["/d"], "output_dir": "/o", "lora_r": 4, "lora_alpha": 8},
+    )
+    targets = models.targeted(models.read_shapes(str(tiny_model)), config.lora_target_modules)
+    planned = sum(layer.count * 4 * (layer.in_features + layer.out_features) for layer in targets)
+    model = lora.attach(models.load_base(str(tiny_model), dtype=torch.float32), config)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == planned
+
+
+@pytest.mark.parametrize("make", [lambda path: path / "nothing", lambda path: path])
+def test_a_model_that_is_not_there_is_refused_without_asking_the_hub(tmp_path, make):
+    with pytest.raises(ModelError, match="hint:"):
+        models.load_config(str(make(tmp_path)))
+
+
+def test_a_config_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-thing"}')
+    with pytest.raises(ModelError, match="cannot load the base model"):
+        models.read_shapes(str(tmp_path))
+
+
+def test_weights_in_pickle_are_never_loaded(tiny_model, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "m" / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ModelError, match="safetensors"):
+        models.load_base(str(tmp_path / "m"), dtype=torch.float32)
