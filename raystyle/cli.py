@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # `ray job stop` and schedulers send SIGTERM: leave as after Ctrl-C, so that Ray's processes are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    quieten()
     try:
         if argv[0] not in COMMANDS:
             raise ConfigError(f"unknown command `{argv[0]}`\nhint: it is one of {', '.join(COMMANDS)}")
@@ -47,6 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nraystyle: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def quieten() -> None:
+    """Keep the libraries' own bars and notices out of ours; their errors still come."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def hide_loading_bars() -> None:
+    """transformers' bars over tensors in files; a download from the hub keeps its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def say(message: str) -> None:
@@ -67,16 +82,17 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     address = config.ray_address or os.environ.get("RAY_ADDRESS")
     if address and config.num_cpus is not None:
         raise ConfigError("`num_cpus` caps a local Ray, and this one runs already\nhint: leave out `--num_cpus`")
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    # Ray warns at each start that token authentication is on, and how to switch it off: it stays on.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         if address:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             ray.init(
                 address="local",
                 num_cpus=config.num_cpus,
                 include_dashboard=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
                 log_to_driver=False,
             )
     except (ConnectionError, ValueError) as error:
@@ -125,6 +141,7 @@ def run_train(config: TrainConfig) -> None:
 
 
 def run_sample(config: SampleConfig) -> None:
+    hide_loading_bars()
     import dataclasses
 
     from raystyle import pipeline
@@ -138,12 +155,14 @@ def run_sample(config: SampleConfig) -> None:
 
 
 def run_export(config: ExportConfig) -> None:
+    hide_loading_bars()
     from raystyle import pipeline
 
     say(f"merged model  {pipeline.export(config)}")
 
 
 def run_demo(config: DemoConfig) -> None:
+    hide_loading_bars()
     from raystyle.demo.run import run
 
     with ray_session(config):

@@ -55,7 +55,7 @@ def test_every_owned_field_is_refused_by_name_with_its_reason():
     from raystyle.training_arguments import OWNED
 
     for name, reason in OWNED.items():
-        assert name not in {f for f in TrainConfig.__dataclass_fields__}
+        assert name not in set(TrainConfig.__dataclass_fields__)
         assert reason in refusal(f"--{name}", "1")
 
 

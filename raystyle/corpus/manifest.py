@@ -42,6 +42,24 @@ class Manifest:
         """What must be equal for another call to be the same work, beside the inputs."""
         return identity(self.config, self.rules, self.tokenizer)
 
+    def describe(self) -> str:
+        """What came in and what became of it, as lines for a person."""
+        c = self.counts
+        cut = 1 - c["characters_kept"] / max(c["characters_in"], 1)
+        lines = {
+            "files": f"{c['inputs']:,} ({c['rejected']:,} rejected: see rejected/)"
+            if c["rejected"]
+            else f"{c['inputs']:,}",
+            "text": f"{c['characters_kept']:,} of {c['characters_in']:,} characters kept; {c['removed']:,} removals, {cut:.1%}",
+            "documents": f"{c['documents']:,}" + (f", and {c['heldout']:,} held out" if c["heldout"] else ""),
+        }
+        if c["rows"] is not None:
+            share = c["tokens"] / max(c["rows"] * self.max_seq_length, 1)
+            lines["rows"] = f"{c['rows']:,} of {self.max_seq_length:,} tokens, {share:.2%} of them real"
+        lines["report"] = storage.join(self.output_dir, "report.html")
+        text = [f"  {name:<12} {line}" for name, line in lines.items()]
+        return "\n".join(["prepared before, unchanged" if self.unchanged else "prepared", *text])
+
     def save(self) -> None:
         """Write manifest.json: the last thing a prepare does."""
         content = dataclasses.asdict(self)

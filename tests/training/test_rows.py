@@ -20,7 +20,7 @@ def orders(num_rows, batch, accumulation, workers, steps=5, seed=1):
 def test_a_step_takes_the_same_rows_however_they_are_shared(num_rows, shape, seed):
     batch, accumulation, workers = shape
     whole = Order(num_rows, batch * accumulation * workers, 1, 0, 1, 5, seed)
-    expected = [micro for micro in whole]
+    expected = list(whole)
     shared = [list(order) for order in orders(num_rows, batch, accumulation, workers, seed=seed)]
     for step in range(5):
         micros = [micro for worker in shared for micro in worker[step * accumulation : (step + 1) * accumulation]]
