@@ -68,7 +68,7 @@ def _arity(config_class: Any, name: str) -> tuple[bool, str | None]:
     """Whether a flag takes many words, and what it means without any (None: it must have one)."""
     if name == "config":
         return False, None
-    if name not in _fields(config_class):
+    if name not in fields(config_class):
         return False, "true" if "bool" in training_arguments.fields()[name] else None
     kind = members(_type_of(config_class, name))[0]
     return typing.get_origin(kind) is tuple, "true" if kind is bool else None
@@ -76,14 +76,14 @@ def _arity(config_class: Any, name: str) -> tuple[bool, str | None]:
 
 def build(config_class: type[C], values: Mapping[str, Any]) -> C:
     """A config from values that `convert` returned; missing ones take their defaults."""
-    fields = _fields(config_class)
-    missing = [f"`--{n}`" for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+    known = fields(config_class)
+    missing = [f"`--{n}`" for n, f in known.items() if f.default is dataclasses.MISSING and n not in values]
     if missing:
         raise ConfigError(
             f"{' and '.join(missing)} must be given\nhint: on the command line, or in the `--config` file"
         )
-    extra = {name: value for name, value in values.items() if name not in fields}
-    plain = {name: value for name, value in values.items() if name in fields}
+    extra = {name: value for name, value in values.items() if name not in known}
+    plain = {name: value for name, value in values.items() if name in known}
     if extra:
         plain["training_args"] = extra
     return config_class(**plain)
@@ -91,7 +91,7 @@ def build(config_class: type[C], values: Mapping[str, Any]) -> C:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The flat, JSON-ready form of a config, which is itself a valid `--config` file."""
-    values = {f.name: getattr(config, f.name) for f in _fields(type(config)).values()}
+    values = {f.name: getattr(config, f.name) for f in fields(type(config)).values()}
     values |= dict(getattr(config, "training_args", {}))
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -103,21 +103,23 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
     )
 
 
-def _fields(config_class: Any) -> dict[str, "dataclasses.Field[Any]"]:
-    return {f.name: f for f in dataclasses.fields(config_class) if not f.metadata.get("hidden")}
+def fields(config_class: Any) -> dict[str, "dataclasses.Field[Any]"]:
+    """A config's flags by name, its own before those it shares with other commands: the order of `--help`."""
+    shown = [f for f in dataclasses.fields(config_class) if not f.metadata.get("hidden")]
+    return {f.name: f for f in sorted(shown, key=lambda f: f.name not in config_class.__annotations__)}
 
 
 def _help(config_class: Any) -> argparse.ArgumentParser:
     """argparse lays out the help; the words are scanned by `_scan`, for argparse takes `--prompt -x` for two flags."""
     parser = argparse.ArgumentParser(
-        prog=f"raystyle {_verb(config_class)}",
-        usage=f"raystyle {_verb(config_class)} [--config FILE] [--flag value …]",
+        prog=f"raystyle {verb(config_class)}",
+        usage=f"raystyle {verb(config_class)} [--config FILE] [--flag value …]",
         description=" ".join((config_class.__doc__ or "").split()),
         formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=34, width=118),
     )
     parser.add_argument("--config", metavar="FILE", help="JSON or YAML file of these flags; the command line wins")
     groups: dict[str, Any] = {}
-    for name, field in _fields(config_class).items():
+    for name, field in fields(config_class).items():
         title = _group_of(config_class, name)
         groups[title] = group = groups.get(title) or parser.add_argument_group(title)
         text = field.metadata["help"].replace("%", "%%") + _default_note(field)
@@ -125,7 +127,8 @@ def _help(config_class: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(config_class: Any) -> str:
+def verb(config_class: Any) -> str:
+    """The command that a config belongs to: `TrainConfig` is `train`'s."""
     return str(config_class.__name__).removesuffix("Config").lower()
 
 
@@ -158,18 +161,16 @@ def _metavar(annotation: Any) -> str:
 
 
 def _check_known(config_class: Any, name: str, prefix: str = "") -> None:
-    fields = _fields(config_class)
-    if name in fields:
+    known = fields(config_class)
+    if name in known:
         return
     others = training_arguments.fields() if config_class is TrainConfig else {}
     if config_class is TrainConfig and name in training_arguments.OWNED:
         raise ConfigError(f"`{prefix}{name}` is not yours to set: {training_arguments.OWNED[name]}")
     if name not in others:
-        names = [*fields, *(set(others) - set(training_arguments.OWNED)), "config"]
+        names = [*known, *(set(others) - set(training_arguments.OWNED)), "config"]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-        way_out = (
-            f"did you mean `{prefix}{near[0]}`?" if near else f"`raystyle {_verb(config_class)} --help` lists them"
-        )
+        way_out = f"did you mean `{prefix}{near[0]}`?" if near else f"`raystyle {verb(config_class)} --help` lists them"
         raise ConfigError(f"unknown setting `{prefix}{name}`\nhint: {way_out}")
 
 
@@ -219,8 +220,8 @@ def convert(config_class: Any, name: str, value: Any, *, from_text: bool) -> Any
 
     Paths come back absolute. Raises `ConfigError` naming the field, the value and the type.
     """
-    fields = _fields(config_class)
-    if name not in fields:
+    known = fields(config_class)
+    if name not in known:
         _check_known(config_class, name)
         return training_arguments.convert(name, value, from_text)
     kinds = members(_type_of(config_class, name))
@@ -229,7 +230,7 @@ def convert(config_class: Any, name: str, value: Any, *, from_text: bool) -> Any
     if value is None and type(None) in kinds:
         return None
     converted = as_type(name, value, kinds[0], from_text)
-    if fields[name].metadata.get("path") and converted is not None:
+    if known[name].metadata.get("path") and converted is not None:
         if isinstance(converted, tuple):
             return tuple(as_path(name, item) for item in converted)
         return as_path(name, converted)

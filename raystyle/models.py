@@ -92,7 +92,7 @@ def load_base(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def auto_device() -> "torch.device":
@@ -115,7 +115,8 @@ def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
 
     config = load_config(name, trust_remote_code)
     with _explained(name), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_config(config, trust_remote_code=trust_remote_code)
     groups: Counter[tuple[str, int, int]] = Counter()
     examples: dict[tuple[str, int, int], str] = {}
     for path, module in model.named_modules():
@@ -180,4 +181,5 @@ def load_adapter(model: "PreTrainedModel", directory: str) -> "PeftModel":
             f"the adapter `{directory}` has {len(expected - present)} tensors that this base model has no place for, and "
             f"lacks {len(present - expected)}\nhint: give the base it was trained on"
         )
-    return tuned.eval()  # type: ignore[no-any-return]
+    tuned.eval()
+    return tuned
