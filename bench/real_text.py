@@ -20,7 +20,7 @@ from raystyle.demo.base import BaseSettings, build_base
 from raystyle.flags import from_dict, parse
 
 BASE = BaseSettings(
-    vocab_size=8192, hidden_size=256, layers=4, heads=8, steps=600, batch_rows=16, seq_length=256, learning_rate=2e-3
+    vocab_size=4096, hidden_size=256, layers=4, heads=8, steps=1300, batch_rows=8, seq_length=256, learning_rate=1e-3
 )
 TRAIN = {
     "document_unit": "chapter",
@@ -30,10 +30,10 @@ TRAIN = {
     "lora_r": 64,
     "lora_alpha": 128,
     "lora_dropout": 0.05,
-    "per_device_train_batch_size": 8,
+    "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
-    "learning_rate": 2e-3,
-    "num_train_epochs": 3.0,
+    "learning_rate": 1e-3,
+    "num_train_epochs": 2.0,
     "save_steps": 0.25,
     "logging_steps": 5,
     "gradient_checkpointing": False,
@@ -66,9 +66,9 @@ def main() -> None:
     samples = [dataclasses.asdict(s) for s in pipeline.sample(from_dict(SampleConfig, where | drawn))]
     measured = {
         "base": dataclasses.asdict(report),
-        "heldout_loss_base": result.last("heldout_loss_before"),
-        "heldout_loss_adapter": result.last("heldout_loss_after"),
-        "heldout_tokens": result.last("heldout_tokens"),
+        "heldout_loss_base": result.values("heldout_loss")[0],
+        "heldout_loss_adapter": result.values("heldout_loss")[-1],
+        "heldout_tokens": result.values("heldout_tokens")[-1],
         "samples": samples,
     }
     storage.write_json(storage.join(config.output_dir, "real_text.json"), measured)

@@ -133,9 +133,8 @@ def run_train(config: TrainConfig) -> None:
         result = pipeline.train(config, say)
     if result.unchanged:
         say("this run has finished before; nothing was done")
-    before, after = result.last("heldout_loss_before"), result.last("heldout_loss_after")
-    if before is not None and after is not None:
-        say(f"held-out loss {before:.3f} -> {after:.3f} nats per token")
+    if heldout := result.values("heldout_loss"):
+        say(f"held-out loss {heldout[0]:.3f} -> {heldout[-1]:.3f} nats per token")
     say(f"adapter  {result.adapter_dir}\nreport   {config.output_dir}/report.html")
     say(f"next     raystyle sample --model_name_or_path {config.model_name_or_path} --lora_path {config.output_dir}")
 

@@ -101,7 +101,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
     return Markup(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 960, 260, 64, 34, 16
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 960, 270, 72, 34, 28
 
 
 def bar_chart(bars: Sequence[tuple[str, float]], x_label: str = "", y_label: str = "") -> Markup:
@@ -131,18 +131,26 @@ def line_chart(series: dict[str, Sequence[tuple[float, float]]], x_label: str = 
     if not everything:
         return note("No values yet.")
     (x0, x1), (y0, y1) = ((min(values), max(values)) for values in zip(*everything, strict=True))
-    x1, y0, y1 = (x1 if x1 > x0 else x0 + 1), y0 - 0.05 * (y1 - y0 or 1), y1 + 0.05 * (y1 - y0 or 1)
+    x1, margin = (x1 if x1 > x0 else x0 + 1), 0.05 * (y1 - y0 or 1)
+    # From zero where that wastes little of the height, so that a curve's fall is not made to look larger than it is.
+    y0, y1 = (0.0 if 0 <= y0 < y1 / 2 else y0 - margin), y1 + margin
     parts = _axes([y0, (y0 + y1) / 2, y1], y0, y1, x_label, y_label)
     for tick in (x0, (x0 + x1) / 2, x1):
         x = LEFT + (WIDTH - LEFT - 16) * (tick - x0) / (x1 - x0)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{tick:,.6g}</text>')
     colours = ["var(--accent)", "var(--second)", "var(--soft)"]
     for index, (name, points) in enumerate(lines.items()):
-        path = " ".join(
-            f"{LEFT + (WIDTH - LEFT - 16) * (x - x0) / (x1 - x0):.1f},{TOP + (HEIGHT - BOTTOM - TOP) * (y1 - y) / (y1 - y0):.1f}"
+        places = [
+            (
+                f"{LEFT + (WIDTH - LEFT - 16) * (x - x0) / (x1 - x0):.1f}",
+                f"{TOP + (HEIGHT - BOTTOM - TOP) * (y1 - y) / (y1 - y0):.1f}",
+            )
             for x, y in points
-        )
+        ]
+        path = " ".join(",".join(place) for place in places)
         colour = colours[index % len(colours)]
+        if len(places) <= 20:  # few points are measurements to see, not a curve
+            parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>' for x, y in places]
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"><title>{escape(name)}</title></polyline>'
         )
@@ -159,7 +167,7 @@ def _axes(ticks: Sequence[float], y0: float, y1: float, x_label: str, y_label: s
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 16}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:,.4g}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(f'<text x="6" y="12">{escape(y_label)}</text>')
+    parts.append(f'<text x="10" y="16">{escape(y_label)}</text>')
     return parts
 
 

@@ -36,7 +36,7 @@ def _flow(manifest: Manifest) -> html.Markup:
     counts = manifest.counts
     lost = counts["characters_in"] - counts["characters_kept"]
     steps: list[tuple[str, object, str]] = [
-        ("files", counts["inputs"], f"{counts['rejected']:,} rejections"),
+        ("files", counts["inputs"], f"{counts['rejected']:,} rejected"),
         ("lines", counts["lines"], f"{counts['removed']:,} removals"),
         (
             "characters kept",

@@ -90,8 +90,8 @@ def run(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
         base_marker_rate=voices.marker_rate("".join(texts["base"])),
         adapter_marker_rate=voices.marker_rate("".join(texts["adapter"])),
         corpus_marker_rate=corpus_marker_rate(places["prepared"]),
-        heldout_loss_before=trained.last("heldout_loss_before"),
-        heldout_loss_after=trained.last("heldout_loss_after"),
+        heldout_loss_before=trained.values("heldout_loss")[0],
+        heldout_loss_after=trained.values("heldout_loss")[-1],
         seconds=time.monotonic() - started_s,
     )
     storage.write_json(storage.join(config.output_dir, "demo.json"), dataclasses.asdict(result) | {"samples": texts})

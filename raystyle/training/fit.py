@@ -30,9 +30,9 @@ class TrainResult:
     metrics: list[dict[str, Any]]
     unchanged: bool
 
-    def last(self, name: str) -> float | None:
-        """The newest value of a metric, such as `loss` or `heldout_loss_after`."""
-        return next((entry[name] for entry in reversed(self.metrics) if name in entry), None)
+    def values(self, name: str) -> list[float]:
+        """All values of a metric, such as `loss` or `heldout_loss`, in the order of steps."""
+        return [entry[name] for entry in self.metrics if name in entry]
 
 
 def claim(config: TrainConfig, plan: Plan) -> None:
@@ -134,8 +134,8 @@ def _milestone(entry: dict[str, Any]) -> str | None:
         )
     if "continued_from_step" in entry:
         return f"continued from the checkpoint of step {entry['continued_from_step']}"
-    if "heldout_loss_before" in entry:
-        return f"held-out loss before training: {entry['heldout_loss_before']:.4f} nats per token"
+    if "heldout_loss" in entry:
+        return f"held-out loss after step {entry['step']}: {entry['heldout_loss']:.4f} nats per token"
     return None
 
 

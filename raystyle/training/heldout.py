@@ -56,8 +56,7 @@ def summed_loss(trainer: Any, found: list[Block], rank: int, num_workers: int) -
             "labels": labels_T[None],
             "position_ids": torch.arange(len(ids_T))[None].to(device),
         }
-        with trainer.compute_loss_context_manager():
-            loss = float(trainer.loss_sum(model, inputs))
+        loss = float(trainer.loss_sum(model, inputs))
         if mine:
             totals += torch.tensor([loss, len(ids_T) - 1], dtype=torch.float64)
     model.train()

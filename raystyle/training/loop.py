@@ -53,7 +53,7 @@ def train_worker(task_dict: dict[str, Any]) -> None:
             args=arguments,
             train_dataset=Placed(rows),
             data_collator=lambda batch: flat_batch(batch, config.isolation, implementation),
-            run=Run(config, task, order, tokenizer, implementation),
+            run=Run(config, task, order, tokenizer, implementation, callbacks(config, rank, scratch)),
         )
         start = resume_point(config.output_dir, rank)
         if start is None:
@@ -62,7 +62,6 @@ def train_worker(task_dict: dict[str, Any]) -> None:
             with storage.local_copy(start) as directory:
                 checkpoints.load_adapter(directory, model)
                 trainer.train(resume_from_checkpoint=directory)
-        trainer.measure_heldout("heldout_loss_after")
         trainer.finish()
 
 
@@ -72,9 +71,6 @@ def _tokenizer_name(config: TrainConfig) -> str:
 
 def training_arguments(config: TrainConfig, task: Task, scratch: str, bf16: bool) -> transformers.TrainingArguments:
     """transformers' arguments: the config's fields by their own names, and what raystyle decides."""
-    report_to = [] if config.report_to == ("none",) else list(config.report_to)
-    if "tensorboard" in report_to and not storage.is_remote(config.output_dir):
-        os.environ["TENSORBOARD_LOGGING_DIR"] = storage.join(config.output_dir, "tensorboard")
     try:
         return transformers.TrainingArguments(
             output_dir=scratch,
@@ -93,7 +89,7 @@ def training_arguments(config: TrainConfig, task: Task, scratch: str, bf16: bool
             logging_steps=config.logging_steps,
             logging_nan_inf_filter=False,
             save_strategy="no",
-            report_to=report_to,
+            report_to=[name for name in config.report_to if name not in ("none", "tensorboard")],
             disable_tqdm=True,
             use_cpu=not task.use_gpu,
             deepspeed=sharding.deepspeed_config(config.deepspeed),
@@ -104,6 +100,30 @@ def training_arguments(config: TrainConfig, task: Task, scratch: str, bf16: bool
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"transformers refuses these training arguments: {error}") from error
+
+
+def callbacks(config: TrainConfig, rank: int, scratch: str) -> tuple[Any, ...]:
+    """TensorBoard's files go to the run's `tensorboard/`: at once where it is local, else with each checkpoint."""
+    if "tensorboard" not in config.report_to or rank != 0:
+        return ()
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    target = storage.join(config.output_dir, "tensorboard")
+    if not storage.is_remote(target):
+        return (TensorBoardCallback(SummaryWriter(target)),)
+    local = os.path.join(scratch, "tensorboard")
+    return (TensorBoardCallback(SummaryWriter(local)), UploadOnSave(local, target))
+
+
+class UploadOnSave(transformers.TrainerCallback):
+    """Copy a local directory to storage after each checkpoint."""
+
+    def __init__(self, local_dir: str, uri: str) -> None:
+        self.local_dir, self.uri = local_dir, uri
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        storage.upload(self.local_dir, self.uri)
 
 
 def resume_point(output_dir: str, rank: int) -> str | None:

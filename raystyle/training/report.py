@@ -27,9 +27,8 @@ def read_samples(output_dir: str) -> list[dict[str, Any]]:
 
 
 def _heldout(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """(step, held-out loss) before and after training."""
-    names = ("heldout_loss_before", "heldout_loss_after")
-    return [(entry["step"], entry[name]) for entry in metrics for name in names if name in entry]
+    """(step, held-out loss) before training and at each checkpoint."""
+    return _series(metrics, "heldout_loss")
 
 
 def _page(

@@ -48,6 +48,7 @@ class Run:
     order: Order
     tokenizer: Any
     implementation: str
+    callbacks: tuple[Any, ...]
 
 
 class PackedTrainer(transformers.Trainer):
@@ -60,8 +61,13 @@ class PackedTrainer(transformers.Trainer):
         self.run = run
         self.tokens_done = 0
         self.metrics_written_s = self.logged_s = time.monotonic()
-        super().__init__(**arguments, callbacks=[SaveAt(run.task.checkpoint_steps)])
+        self.hidden_TD: Any = None
+        super().__init__(**arguments, callbacks=[SaveAt(run.task.checkpoint_steps), *run.callbacks])
         self.remove_callback(transformers.PrinterCallback)
+        base = self.model.get_base_model()
+        base.get_decoder().register_forward_hook(self._keep_hidden)
+        self.head = base.get_output_embeddings()
+        self.is_head_plain = self._check_head()
         # The Trainer then counts all labels that are not -100 (the first of a flat batch always is), over all workers.
         self.model_accepts_loss_kwargs = True
 
@@ -92,13 +98,32 @@ class PackedTrainer(transformers.Trainer):
         return loss * self.accelerator.num_processes
 
     def loss_sum(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Sum of the cross-entropy of a flat batch, from the last hidden state: whole logits are never made."""
+        """Sum of the cross-entropy of a flat batch, from the decoder's last hidden state: whole logits are never made.
+
+        The hidden state is taken by a hook, for as one of the model's outputs it would come in fp32 with all the others.
+        """
         inputs = dict(inputs)
-        labels_1T = inputs.pop("labels")
-        output = model(**inputs, use_cache=False, output_hidden_states=True, logits_to_keep=1)
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        with self.compute_loss_context_manager():
-            return summed_cross_entropy(output.hidden_states[-1][0], head, labels_1T[0], head.out_features)
+        labels_T = inputs.pop("labels")[0]
+        output = model(**inputs, use_cache=False, **({"logits_to_keep": 1} if self.is_head_plain else {}))
+        hidden_TD, self.hidden_TD = self.hidden_TD, None
+        if not self.is_head_plain:
+            return summed_cross_entropy(output.logits[0], lambda logits: logits, labels_T, output.logits.shape[-1])
+        with self.accelerator.autocast():
+            return summed_cross_entropy(hidden_TD, self.head, labels_T, self.head.out_features)
+
+    def _keep_hidden(self, decoder: Any, inputs: Any, output: Any) -> None:
+        self.hidden_TD = output[0][0]
+
+    @torch.no_grad()
+    def _check_head(self) -> bool:
+        """Whether logits are the output embeddings of the last hidden state; some models scale or cap them after."""
+        ids_T = torch.arange(min(16, self.head.weight.shape[0]), device=self.head.weight.device)
+        was_training = self.model.training
+        logits_TV = self.model.eval()(input_ids=ids_T[None], use_cache=False).logits[0]
+        ours_TV = self.head(self.hidden_TD)
+        self.hidden_TD = None
+        self.model.train(was_training)
+        return bool(torch.allclose(ours_TV.float(), logits_TV.float(), rtol=1e-2, atol=1e-3))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds tokens per second, counts epochs by rows, and keeps metrics.jsonl."""
@@ -128,6 +153,7 @@ class PackedTrainer(transformers.Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Replaces the Trainer's pickles: a checkpoint of `checkpoints.py`, through Ray Train to the run's storage."""
         step = self.state.global_step
+        self.measure_heldout()
         collect = sharding.gather_optimizer if self.is_deepspeed_enabled else checkpoints.collect_optimizer
         optimizer_tensors = collect(self.model, self.optimizer)
         if self.is_world_process_zero():
@@ -161,7 +187,7 @@ class PackedTrainer(transformers.Trainer):
             self.record({"continued_from_step": self.state.global_step})
         self.prove(self.train_dataset.rows)
         if resume_from_checkpoint is None:
-            self.measure_heldout("heldout_loss_before")
+            self.measure_heldout()
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -189,21 +215,20 @@ class PackedTrainer(transformers.Trainer):
             if len(lengths) > 1:
                 pieces = torch.from_numpy(row.input_ids[: sum(lengths)].astype("int64")).split(lengths)
                 kept = [piece[:PROOF_TOKENS_PER_BLOCK] for piece in pieces]
-                with self.compute_loss_context_manager():
-                    difference = attention.prove_isolation(
-                        self.model, torch.cat(kept), list(map(len, kept)), self.run.implementation
-                    )
+                difference = attention.prove_isolation(
+                    self.model, torch.cat(kept), list(map(len, kept)), self.run.implementation
+                )
                 self.record({"isolation_logit_difference": difference, "isolation_row": index})
                 return
 
-    def measure_heldout(self, name: str) -> None:
+    def measure_heldout(self) -> None:
         """Log the mean loss in nats per token over the held-out documents, if there are any, shared by all workers."""
         if not self.run.task.manifest["counts"].get("heldout"):
             return
         length = self.run.task.manifest["max_seq_length"]
         blocks = heldout.blocks(self.run.task.prepared_dir, self.run.tokenizer, length)
         total, count = heldout.summed_loss(self, blocks, self.run.order.rank, self.run.order.num_workers)
-        self.record({name: round(total / count, 6), "heldout_tokens": count})
+        self.record({"heldout_loss": round(total / count, 6), "heldout_tokens": count})
 
     def write_sample(self, name: str) -> None:
         """Continue the neutral prompt greedily into samples/."""
@@ -212,8 +237,7 @@ class PackedTrainer(transformers.Trainer):
             return
         self.model.eval()
         sampling = generation.Sampling(max_new_tokens=config.sample_max_new_tokens, temperature=0)
-        with self.compute_loss_context_manager():
-            [completion] = generation.generate(self.model, self.run.tokenizer, [config.sample_prompt], [sampling])
+        [completion] = generation.generate(self.model, self.run.tokenizer, [config.sample_prompt], [sampling])
         self.model.train()
         record = {"step": self.state.global_step, "prompt": config.sample_prompt, "text": completion.text}
         storage.write_json(storage.join(config.output_dir, "samples", f"{name}.json"), record)

@@ -1,0 +1,53 @@
+"""The loss from the last hidden state is the model's own loss, also for models that change their logits after the head."""
+
+import pytest
+import torch
+
+from raystyle.training import attention
+
+
+@pytest.fixture(params=["llama", "gemma2"])
+def model(request, tiny_model):
+    """A plain head, and one whose logits are capped after it."""
+    from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+
+    if request.param == "llama":
+        return AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="sdpa")
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.01, attn_implementation="eager",
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config)
+
+
+def trainer_for(model, tmp_path):
+    from transformers import TrainingArguments
+
+    from raystyle import flags
+    from raystyle.config import TrainConfig
+    from raystyle.training import lora
+    from raystyle.training.rows import Order
+    from raystyle.training.trainer import PackedTrainer, Run, Task
+
+    needed = {"model_name_or_path": "m", "dataset_path": ["/d"], "output_dir": str(tmp_path)}
+    config = flags.from_dict(TrainConfig, needed | {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0})
+    task = Task({}, "", {"counts": {}}, 1, 0, [1], {}, False)
+    run = Run(config, task, Order(1, 1, 1, 0, 1, 1, 0), None, attention.PACKED_SDPA, ())
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True)
+    return PackedTrainer(model=lora.attach(model, config), args=arguments, train_dataset=[0], run=run)
+
+
+def test_the_loss_is_the_model_s_own(model, tmp_path):
+    trainer = trainer_for(model, tmp_path)
+    assert trainer.is_head_plain == (model.config.model_type == "llama")
+    ids = torch.randint(0, 256, (1, 30))
+    labels = ids.clone()
+    labels[0, [0, 7]] = -100
+    trainer.model.eval()
+    expected = trainer.model(input_ids=ids, labels=labels, use_cache=False).loss * 28
+    found = trainer.loss_sum(trainer.model, {"input_ids": ids, "labels": labels})
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    [ours] = torch.autograd.grad(found, [next(p for n, p in trainer.model.named_parameters() if "lora_B" in n)])
+    [theirs] = torch.autograd.grad(expected, [next(p for n, p in trainer.model.named_parameters() if "lora_B" in n)])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
