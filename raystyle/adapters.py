@@ -90,14 +90,17 @@ def find(path: str) -> str:
 
     Raises `ModelError` where there is none.
     """
-    for place in (path, storage.join(path, "adapter")):
-        if storage.exists(storage.join(place, CONFIG)):
+    # A run's own adapter is whole when ABOUT is there, which is written last, and so is a checkpoint by its marker.
+    for place, last_file in ((path, CONFIG), (storage.join(path, "adapter"), ABOUT)):
+        if storage.exists(storage.join(place, last_file)):
             return place
     if not storage.exists(path):
         raise ModelError(f"no adapter at `{path}`: it does not exist\nhint: give an adapter, a run or a checkpoint")
     checkpoints = storage.join(path, "checkpoints")
     if storage.exists(checkpoints):
-        found = [file.uri for file in storage.list_files(checkpoints) if storage.basename(file.uri) == CONFIG]
+        found = [
+            file.uri for file in storage.list_files(checkpoints) if storage.basename(file.uri) == "checkpoint.json"
+        ]
         if found:
             return max(found).rsplit("/", 1)[0]
     raise ModelError(

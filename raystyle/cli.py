@@ -95,10 +95,10 @@ def ray_session(config: RayConfig) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"cannot join the Ray at `{address or 'local'}`: {' '.join(str(error).split())[:300]}\n"
-            "hint: is it running? `ray status` asks it; leave out --ray_address for one of our own"
+            "hint: is it running, and is its token here (RAY_AUTH_MODE=token, ~/.ray/auth_token)? `ray status` asks it"
         ) from error
     try:
         yield

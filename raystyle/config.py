@@ -28,6 +28,8 @@ Schedule = Literal[
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ]
+# Optimizers whose states checkpoints hold and continue exactly.
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 NEUTRAL_PROMPT = "今日天气阴沉，"
 # Above this, an update is scaled several times harder than the usual alpha = 2r (scale 2): alpha 256 at rank 128 with
 # rsLoRA means 22.6 where plain LoRA means 2.
@@ -147,7 +149,7 @@ class TrainConfig(CorpusConfig):
         "document", "which tokens of a row may attend to each other: those of one document, of one segment, or all"
     )
     deepspeed: str | None = option(None, "`zero1`, `zero2`, or a DeepSpeed JSON file", path=True)
-    streaming: bool = option(False, "train while the data is being prepared; needs --max_steps")
+    streaming: bool = option(False, "train while raw text is being prepared: not there yet; needs --max_steps")
 
     save_steps: float = option(500.0, "steps between checkpoints, or below 1 a share of all; the end is always saved")
     save_total_limit: int | None = option(None, "how many checkpoints to keep; default: all")
@@ -209,6 +211,10 @@ class TrainConfig(CorpusConfig):
             f"`num_train_epochs` is {self.num_train_epochs}\nhint: use a number above 0",
         )
         require(
+            self.training_args.get("optim", "adamw_torch") in OPTIMIZERS,
+            f"`optim` is {self.training_args.get('optim')!r}\nhint: checkpoints know {' and '.join(OPTIMIZERS)}",
+        )
+        require(
             not self.streaming or self.max_steps > 0,
             "`--streaming` needs `--max_steps`: a stream has no length to count epochs by\nhint: add `--max_steps 1000`",
         )
@@ -226,13 +232,14 @@ class SampleConfig:
 
     model_name_or_path: str = required("base model: a hub name or a folder", path=True)
     lora_path: str | None = option(None, "an adapter, a run or a checkpoint; without it the base alone", path=True)
+    tokenizer_name_or_path: str | None = option(None, "tokenizer, where it is not the base model's", path=True)
     prompt: tuple[str, ...] = option((NEUTRAL_PROMPT,), "one or more prompts")
     max_new_tokens: int = option(200, "the most tokens of a continuation")
     temperature: float = option(0.8, "0 takes the likeliest token each time (greedy)")
     top_p: float = option(0.95, "draw from the likeliest tokens that together have this probability")
     repetition_penalty: float = option(1.0, "above 1, tokens already seen become less likely")
     num_samples: int = option(1, "continuations of each prompt")
-    seed: int = option(42, "seed of the draws; sample i of prompt j does not depend on the others")
+    seed: int = option(42, "seed of the draws; each sample has its own, made from it")
     trust_remote_code: bool = option(False, "run Python code that comes with the model")
     json: bool = option(False, "print one JSON object per continuation")
 
@@ -254,6 +261,7 @@ class ExportConfig:
     model_name_or_path: str = required("base model: a hub name or a folder", path=True)
     lora_path: str = required("an adapter, a run or a checkpoint", path=True)
     output_dir: str = required("where the merged model goes", path=True)
+    tokenizer_name_or_path: str | None = option(None, "tokenizer, where it is not the base model's", path=True)
     trust_remote_code: bool = option(False, "run Python code that comes with the model")
 
 
@@ -261,8 +269,14 @@ class ExportConfig:
 class DemoConfig(RayConfig):
     """The whole job on a made-up corpus and a tiny base model: no network, no GPU, a few minutes."""
 
-    output_dir: str = option("runs/demo", "where corpus, base model, prepared rows and run go", path=True)
+    output_dir: str = option("runs/demo", "a local folder for corpus, base model, prepared rows and run", path=True)
     seed: int = option(42, "seed of the corpus, the base model and the training")
+
+    def __post_init__(self) -> None:
+        require(
+            "://" not in self.output_dir,
+            f"`output_dir` is {self.output_dir}, and the demonstration makes its model on this machine\nhint: use a folder",
+        )
 
 
 def check_lengths(max_seq_length: int, segment_length: int) -> None:

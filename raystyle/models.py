@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -16,15 +17,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+EDGE_BYTES = 64 * 1024
+
+
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Linear layers of one kind: their last name, weight shape, how many there are, and where the first one is."""
+    """Linear layers of one kind: their last name, weight shape, how many there are, and whether they give the logits."""
 
     name: str
     in_features: int
     out_features: int
     count: int
-    example: str
+    is_head: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Shapes:
     head_dim: int
     vocab_size: int
     max_position_embeddings: int | None
+    identity: str
     linears: tuple[Linear, ...]
 
 
@@ -49,7 +54,7 @@ def _explained(name: str) -> Iterator[None]:
     """Turn transformers' errors about a model that is not there or not readable into one with a way out."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, ModelError):
             raise
         reason = " ".join(str(error).split())[:300]
@@ -78,9 +83,9 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def load_base(
-    name: str, *, dtype: "torch.dtype", attn_implementation: str = "sdpa", trust_remote_code: bool = False
+    name: str, *, dtype: "torch.dtype | str", attn_implementation: str = "sdpa", trust_remote_code: bool = False
 ) -> "PreTrainedModel":
-    """The base model on the CPU, in `dtype`, from safetensors only. Raises `ModelError`."""
+    """The base model on the CPU, in `dtype` (`auto`: as it is stored), from safetensors only. Raises `ModelError`."""
     from transformers import AutoModelForCausalLM
 
     check_name(name)
@@ -117,13 +122,12 @@ def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
     with _explained(name), torch.device("meta"):
         auto: Any = AutoModelForCausalLM
         model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    groups: Counter[tuple[str, int, int]] = Counter()
-    examples: dict[tuple[str, int, int], str] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            key = (path.rsplit(".", 1)[-1], module.in_features, module.out_features)
-            groups[key] += 1
-            examples.setdefault(key, path)
+    head = model.get_output_embeddings()
+    groups: Counter[tuple[str, int, int, bool]] = Counter(
+        (path.rsplit(".", 1)[-1], module.in_features, module.out_features, module is head)
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    )
     text = config.get_text_config()
     heads = text.num_attention_heads
     return Shapes(
@@ -137,15 +141,34 @@ def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocab_size=text.vocab_size,
         max_position_embeddings=getattr(text, "max_position_embeddings", None),
-        linears=tuple(Linear(*key, count, examples[key]) for key, count in groups.items()),
+        identity=identity(name),
+        linears=tuple(Linear(*key[:3], count, key[3]) for key, count in groups.items()),
     )
+
+
+def identity(name: str) -> str:
+    """What a base model is, wherever it lies: a hub name, or a digest of a folder's config and of its weights' edges.
+
+    Of each weights file the size and the first and last 64 KiB count: hashing 16 GB at each start would cost a minute.
+    """
+    if not os.path.isdir(name):
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(os.listdir(name)):
+        if file == "config.json" or file.endswith(".safetensors"):
+            path = os.path.join(name, file)
+            with open(path, "rb") as stream:
+                edges = [stream.read(EDGE_BYTES)]
+                stream.seek(max(os.path.getsize(path) - EDGE_BYTES, 0))
+                edges.append(stream.read())
+            digest.update(f"{file} {os.path.getsize(path)}".encode() + b"".join(edges))
+    return f"{os.path.basename(name)} {digest.hexdigest()[:16]}"
 
 
 def targeted(shapes: Shapes, lora_target_modules: tuple[str, ...]) -> list[Linear]:
     """The linear layers that get LoRA. Raises `ModelError` for a target that matches none."""
-    body = [layer for layer in shapes.linears if layer.name != "lm_head"]
     if lora_target_modules == ("all-linear",):
-        return body
+        return [layer for layer in shapes.linears if not layer.is_head]
     names = {layer.name for layer in shapes.linears}
     for target in lora_target_modules:
         if target not in names:
@@ -153,7 +176,7 @@ def targeted(shapes: Shapes, lora_target_modules: tuple[str, ...]) -> list[Linea
             raise ModelError(
                 f"`lora_target_modules` names `{target}`, which matches no linear layer of this `{shapes.model_type}` model\n"
                 f"hint: {f'did you mean `{near[0]}`? ' if near else ''}it has {', '.join(sorted(names))}; "
-                "`all-linear` takes all but lm_head"
+                "`all-linear` takes all but the output layer"
             )
     return [layer for layer in shapes.linears if layer.name in lora_target_modules]
 

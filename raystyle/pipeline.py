@@ -38,11 +38,6 @@ def prepared(config: TrainConfig) -> tuple[str, dict[str, Any]]:
                 "hint: prepare again with --tokenizer_name_or_path, into another directory"
             )
         return place, manifest
-    if config.streaming:
-        raise ConfigError(
-            "`--streaming` reads prepared rows as training needs them; raw text has none yet\n"
-            "hint: run `raystyle prepare` first and give its output as --dataset_path"
-        )
     place = storage.join(config.output_dir, "prepared")
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(CorpusConfig)}
     raw = PrepareConfig(
@@ -68,16 +63,22 @@ class Preflight:
 
 
 def preflight(config: TrainConfig) -> Preflight:
-    """Everything that can be known before training. Raw text is prepared on the way; `train` uses the same rows."""
+    """Everything that can be known before training, checked; raw text is prepared last, and `train` uses the same rows."""
     from raystyle.training.fit import check_is_run
     from raystyle.training.sharding import deepspeed_config
 
+    if config.streaming:
+        raise ConfigError(
+            "`--streaming` is not there yet\nhint: `raystyle prepare` first; rows are read from storage as they are needed"
+        )
     deepspeed_config(config.deepspeed)
     shapes = models.read_shapes(config.model_name_or_path, config.trust_remote_code)
     targets = models.targeted(shapes, config.lora_target_modules)
     tokenizer = tokens.load_tokenizer(
         config.tokenizer_name_or_path or config.model_name_or_path, config.trust_remote_code
     )
+    if not is_prepared(config.dataset_path):
+        planning.check_shapes(config.max_seq_length or 4096, len(tokenizer), shapes)
     check_is_run(config.output_dir)
     prepared_dir, manifest = prepared(config)
     if tokens.tokenizer_digest(tokenizer) != manifest["tokenizer"]["digest"]:
@@ -118,22 +119,24 @@ class Sample:
 def sample(config: SampleConfig) -> Iterator[Sample]:
     """Continuations of every prompt by the base and, where `lora_path` is given, by the adapter, in that order."""
     device = models.auto_device()
-    tokenizer = tokens.load_tokenizer(config.model_name_or_path, config.trust_remote_code)
+    tokenizer = _tokenizer(config)
     if config.lora_path is None:
-        base = _base(config, device)
+        base = _base(config, models.auto_dtype(device))
         yield from _samples(config, base.to(device).eval(), tokenizer, None)
         return
     with adapters.opened(config.lora_path) as directory:
-        tuned = models.load_adapter(_base(config, device), directory).to(device)
+        tuned = models.load_adapter(_base(config, models.auto_dtype(device)), directory).to(device)
         with tuned.disable_adapter():
             yield from _samples(config, tuned, tokenizer, None)
         yield from _samples(config, tuned, tokenizer, adapters.fingerprint(directory)[:12])
 
 
-def _base(config: SampleConfig | ExportConfig, device: Any) -> Any:
-    return models.load_base(
-        config.model_name_or_path, dtype=models.auto_dtype(device), trust_remote_code=config.trust_remote_code
-    )
+def _base(config: SampleConfig | ExportConfig, dtype: Any) -> Any:
+    return models.load_base(config.model_name_or_path, dtype=dtype, trust_remote_code=config.trust_remote_code)
+
+
+def _tokenizer(config: SampleConfig | ExportConfig) -> Any:
+    return tokens.load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, config.trust_remote_code)
 
 
 def _samples(config: SampleConfig, model: Any, tokenizer: Any, adapter: str | None) -> Iterator[Sample]:
@@ -157,18 +160,19 @@ def _samples(config: SampleConfig, model: Any, tokenizer: Any, adapter: str | No
 def export(config: ExportConfig) -> str:
     """Write base + adapter as one Hugging Face model that loads without PEFT; returns its directory.
 
-    Raises `RunError` where the directory is not empty. The model is written aside and renamed when whole.
+    Weights keep the base's own dtype. A local model is written aside and renamed when whole. Raises `RunError` where the
+    directory is not empty.
     """
     import os
     import tempfile
 
     from raystyle.training.lora import merge
 
-    if storage.exists(config.output_dir) and storage.list_files(config.output_dir):
+    if storage.exists(config.output_dir) and storage.list_files(config.output_dir, hidden=True):
         raise RunError(f"`output_dir` {config.output_dir} is not empty\nhint: choose another --output_dir")
-    tokenizer = tokens.load_tokenizer(config.model_name_or_path, config.trust_remote_code)
+    tokenizer = _tokenizer(config)
     with adapters.opened(config.lora_path) as directory:
-        merged = merge(models.load_adapter(_base(config, models.auto_device()), directory))
+        merged = merge(models.load_adapter(_base(config, "auto"), directory))
     if storage.is_remote(config.output_dir):
         with tempfile.TemporaryDirectory(prefix="raystyle-export-") as scratch:
             merged.save_pretrained(scratch)

@@ -39,8 +39,17 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Local paths made absolute (`~` expanded), `file://` taken off; other URIs unchanged but for a trailing slash."""
+    """Local paths made absolute (`~` expanded), `file://` taken off; other URIs unchanged but for a trailing slash.
+
+    Raises `StorageError` for a URI with credentials or options in it: URIs are written into manifests and configs.
+    """
     if is_remote(path):
+        if re.search(r"\?\w+=", path) or "@" in path.split("://", 1)[1].split("/", 1)[0]:
+            place = re.sub(r"//[^/@]*@", "//…@", re.split(r"\?\w+=", path)[0])
+            raise StorageError(
+                f"the URI `{place}` carries credentials or options\n"
+                "hint: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or a profile, instead"
+            )
         return path.rstrip("/")
     return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
 
@@ -100,14 +109,16 @@ def exists(uri: str) -> bool:
         return cast(bool, filesystem_.get_file_info(path).type != fs.FileType.NotFound)
 
 
-def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[File]:
-    """Every file below a directory or matching a glob (or the file itself), sorted by URI, hidden ones left out.
+def list_files(uri: str, suffixes: tuple[str, ...] = (), *, hidden: bool = False) -> list[File]:
+    """Every file below a directory or matching a glob (or the file itself), sorted by URI.
+
+    Names that begin with `.` or `_`, of files or folders, are left out unless `hidden`.
 
     `*` and `?` do not cross a `/`; `**` does. Raises `StorageError` where the place does not exist; a glob that
     matches nothing gives an empty list.
     """
     if _GLOB.search(uri) and not exists(uri):
-        return _match(uri, suffixes)
+        return _match(uri, suffixes, hidden)
     filesystem_, path = filesystem(uri)
     with _explained("list", uri):
         info = filesystem_.get_file_info(path)
@@ -118,13 +129,12 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[File]:
         found = filesystem_.get_file_info(fs.FileSelector(path, recursive=True))
     start = len(path.rstrip("/")) + 1
     files = [File(join(uri, f.path[start:]), f.size, f.mtime_ns or 0) for f in found if f.type == fs.FileType.File]
-    return sorted(f for f in files if _wanted(f.uri[len(uri.rstrip("/")) :], suffixes))
+    return sorted(f for f in files if _wanted(f.uri[len(uri.rstrip("/")) :], suffixes, hidden))
 
 
-def _wanted(relative: str, suffixes: tuple[str, ...]) -> bool:
-    parts = PurePosixPath(relative).parts
-    hidden = any(part.startswith((".", "_")) for part in parts if part != "/")
-    return not hidden and (not suffixes or relative.lower().endswith(suffixes))
+def _wanted(relative: str, suffixes: tuple[str, ...], hidden: bool) -> bool:
+    is_hidden = any(part.startswith((".", "_")) for part in PurePosixPath(relative).parts if part != "/")
+    return (hidden or not is_hidden) and (not suffixes or relative.lower().endswith(suffixes))
 
 
 def glob_root(uri: str) -> str:
@@ -133,14 +143,14 @@ def glob_root(uri: str) -> str:
     return uri[: match.start()].rpartition("/")[0] if match else uri
 
 
-def _match(pattern: str, suffixes: tuple[str, ...]) -> list[File]:
+def _match(pattern: str, suffixes: tuple[str, ...], hidden: bool) -> list[File]:
     if not is_remote(pattern):
-        paths = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+        paths = [path for path in glob.glob(pattern, recursive=True, include_hidden=hidden) if os.path.isfile(path)]
         root = glob_root(pattern)
-        stats = [(path, os.stat(path)) for path in paths if _wanted(path[len(root) :], suffixes)]
+        stats = [(path, os.stat(path)) for path in paths if _wanted(path[len(root) :], suffixes, hidden)]
         return sorted(File(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
     expression = glob.translate(pattern, recursive=True) if hasattr(glob, "translate") else _translate(pattern)
-    return [f for f in list_files(glob_root(pattern), suffixes) if re.fullmatch(expression, f.uri)]
+    return [f for f in list_files(glob_root(pattern), suffixes, hidden=hidden) if re.fullmatch(expression, f.uri)]
 
 
 def _translate(pattern: str) -> str:

@@ -12,9 +12,9 @@ ALPHABET = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收�
 
 
 def write_model(directory: Path, *, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:
-    """A Llama (grouped-query attention) with random weights and a byte-level tokenizer, as a Hugging Face folder."""
+    """A Llama (grouped-query attention) with random weights and a byte-level tokenizer that puts a token in front, as a Hugging Face folder."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -22,11 +22,14 @@ def write_model(directory: Path, *, layers: int = 2, hidden: int = 32, seed: int
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=["<|endoftext|>", "<|begin|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator([ALPHABET], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     fast.save_pretrained(directory)
     torch.manual_seed(seed)

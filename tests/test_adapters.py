@@ -96,8 +96,13 @@ def test_a_run_a_checkpoint_and_an_adapter_are_found(saved, tmp_path):
     run = tmp_path / "run"
     for step in ("step-00000002", "step-00000010"):
         shutil.copytree(saved, run / "checkpoints" / step)
+        (run / "checkpoints" / step / "checkpoint.json").write_text("{}")
+    shutil.copytree(saved, run / "checkpoints" / "step-00000020")  # cut off before its marker
+    shutil.copytree(saved, run / "adapter")
+    (run / "adapter" / adapters.ABOUT).unlink()  # cut off before its last file
     assert adapters.find(str(run)).endswith("step-00000010")
     assert adapters.find(str(run / "checkpoints/step-00000002")).endswith("step-00000002")
+    shutil.rmtree(run / "adapter")
     shutil.copytree(saved, run / "adapter")
     assert adapters.find(str(run)) == str(run / "adapter")
 

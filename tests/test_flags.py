@@ -1,5 +1,6 @@
 """Configs from command lines and files: one meaning for each value, and one clear refusal for each mistake."""
 
+import ast
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from raystyle import flags
 from raystyle.config import DemoConfig, PrepareConfig, SampleConfig, TrainConfig
 from raystyle.errors import ConfigError, StorageError
+from raystyle.training_arguments import OWNED
 
 PRESETS = sorted(Path(__file__).parent.parent.joinpath("jobs/configs").glob("*.json"))
 NEEDED = ["--model_name_or_path", "hub/model", "--dataset_path", "/data", "--output_dir", "/run"]
@@ -46,17 +48,26 @@ def test_values_that_begin_with_dashes_are_values():
 
 
 def test_any_training_arguments_field_by_its_own_name():
-    config = train("--adam_beta2", "0.95", "--optim", "adamw_torch", "--torch_compile", "--ddp_timeout", "60")
-    expected = {"adam_beta2": 0.95, "optim": "adamw_torch", "torch_compile": True, "ddp_timeout": 60}
+    config = train("--adam_beta2", "0.95", "--optim", "adamw_torch_fused", "--torch_compile", "--ddp_timeout", "60")
+    expected = {"adam_beta2": 0.95, "optim": "adamw_torch_fused", "torch_compile": True, "ddp_timeout": 60}
     assert dict(config.training_args) == expected
 
 
 def test_every_owned_field_is_refused_by_name_with_its_reason():
-    from raystyle.training_arguments import OWNED
-
     for name, reason in OWNED.items():
         assert name not in set(TrainConfig.__dataclass_fields__)
         assert reason in refusal(f"--{name}", "1")
+
+
+def test_no_argument_that_raystyle_decides_is_accepted_too():
+    """Each keyword of its own call to TrainingArguments is a flag of ours, or refused by name."""
+    source = Path(__file__).parent.parent.joinpath("raystyle/training/loop.py").read_text(encoding="utf-8")
+    [call] = [
+        n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and "TrainingArguments" in ast.unparse(n.func)
+    ]
+    decided = {keyword.arg for keyword in call.keywords if keyword.arg}
+    assert len(decided) > 15
+    assert decided <= set(TrainConfig.__dataclass_fields__) | set(OWNED)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +82,7 @@ def test_every_owned_field_is_refused_by_name_with_its_reason():
         (["--bf16", "maybe"], "`true` or `false`"),
         (["--isolation", "some"], "`document`, `segment`, `none`"),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], "`cosine`"),
+        (["--optim", "adafactor"], "adamw_torch"),
         (["--lora_r"], "`--lora_r` has no value"),
         (["--seed", "1", "2"], "takes one value"),
         (["--streaming"], "`--streaming` needs `--max_steps`"),
@@ -132,6 +144,19 @@ def test_a_mistake_in_a_file_is_refused_naming_the_file(tmp_path, content, messa
     text = refusal("--config", str(file))
     assert message in text
     assert str(file) in text
+
+
+def test_credentials_in_a_uri_are_refused_without_repeating_them():
+    with pytest.raises(StorageError, match="carries credentials") as caught:
+        flags.parse(TrainConfig, [*NEEDED[:4], "--output_dir", "s3://key:hush@bucket/run"])
+    assert "hush" not in str(caught.value)
+    with pytest.raises(StorageError, match="options"):
+        flags.parse(TrainConfig, [*NEEDED[:4], "--output_dir", "s3://bucket/run?endpoint_override=x"])
+
+
+def test_the_demo_wants_a_local_folder():
+    with pytest.raises(ConfigError, match="use a folder"):
+        flags.parse(DemoConfig, ["--output_dir", "s3://bucket/demo"])
 
 
 def test_a_config_file_that_is_not_there():

@@ -29,6 +29,19 @@ def test_lora_on_the_targets_has_the_planned_number_of_parameters(tiny_model):
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == planned
 
 
+def test_a_model_is_known_by_what_it_holds_wherever_it_lies(tiny_model, tmp_path):
+    import shutil
+
+    import builders
+
+    shutil.copytree(tiny_model, tmp_path / "a" / "base")
+    shutil.copytree(tiny_model, tmp_path / "b" / "base")
+    builders.write_model(tmp_path / "c" / "base", seed=1)
+    a, b, c = (models.identity(str(tmp_path / name / "base")) for name in "abc")
+    assert a == b != c
+    assert models.identity("meta-llama/Meta-Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
+
+
 @pytest.mark.parametrize("make", [lambda path: path / "nothing", lambda path: path])
 def test_a_model_that_is_not_there_is_refused_without_asking_the_hub(tmp_path, make):
     with pytest.raises(ModelError, match="hint:"):

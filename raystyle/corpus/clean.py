@@ -133,8 +133,11 @@ def split(cleaned: Cleaned, document_unit: str) -> list[tuple[str | None, str]]:
 def _sweep(line: str, rules: Rules, at_start: bool) -> tuple[Rule | str, list[_Edit]]:
     """The rule that drops a line, or what is left of it; and the edits that led there."""
     edits = _whitespace(line)
-    for _ in range(_MAX_EDITS):
+    shortest, idle = len(line) + 1, 0
+    # What gets shorter comes to an end by itself, however often it is rewritten; only the rest is counted.
+    while idle < _MAX_EDITS:
         body, origins = _apply(line, edits)
+        shortest, idle = min(shortest, len(body)), idle + 1 if len(body) >= shortest else 0
         found = next(((r, s) for r in rules.rules if (at_start or not r.at_start) and (s := r.spans(body))), None)
         if found is None:
             return body, edits

@@ -94,7 +94,7 @@ def read_manifest(output_dir: str) -> Manifest:
 def find_finished(output: str, wanted: dict[str, Any], sources: list[Source]) -> Manifest | None:
     """The corpus at `output` if it is this very work, done. Raises `RunError` if it is something else."""
     if not storage.exists(storage.join(output, NAME)):
-        if storage.exists(output) and not storage.exists(storage.join(output, "_work")) and storage.list_files(output):
+        if storage.exists(output) and not _is_begun(output) and storage.list_files(output, hidden=True):
             raise RunError(f"`{output}` is not empty and holds no prepared corpus\nhint: choose another `--output_dir`")
         return None
     found = read_manifest(output)
@@ -113,6 +113,12 @@ def find_finished(output: str, wanted: dict[str, Any], sources: list[Source]) ->
         )
     have = {storage.basename(file.uri) for file in storage.list_files(output) if "/rows/" in file.uri[len(output) :]}
     return found if {storage.basename(shard["path"]) for shard in found.shards} <= have else None
+
+
+def _is_begun(output: str) -> bool:
+    """Whether an interrupted prepare left its work there: a folder called `_work` alone may be anybody's."""
+    work = storage.join(output, "_work")
+    return storage.exists(work) and any(storage.basename(file.uri) == "started" for file in storage.list_files(work))
 
 
 def _changed_input(inputs: list[dict[str, Any]], sources: list[Source]) -> str | None:

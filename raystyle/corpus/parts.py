@@ -30,7 +30,7 @@ REMOVED = pa.schema(
     ]
 )
 REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-# Few enough that one row can be read without its neighbours, many enough to compress.
+# Few enough that reading one row costs little, many enough to compress.
 ROWS_PER_GROUP = 64
 
 

@@ -63,6 +63,12 @@ def list_sources(paths: Iterable[str], exclude: str | None = None) -> tuple[list
     copies: dict[str, int] = {}
     for relpath, _, file in sorted(found):
         suffix = PurePosixPath(relpath).suffix.lower()
+        named = file.uri in paths
+        if not named and any(part.startswith((".", "_")) for part in PurePosixPath(relpath).parts):
+            rejected.append(
+                Rejection(file.uri, "hidden", "a name that begins with `.` or `_`; name the file to read it")
+            )
+            continue
         if suffix not in KINDS:
             rejected.append(Rejection(file.uri, "unsupported", f"`{suffix or relpath}` is none of {SUPPORTED}"))
             continue
@@ -78,14 +84,14 @@ def list_sources(paths: Iterable[str], exclude: str | None = None) -> tuple[list
 def _list(path: str) -> list[tuple[str, storage.File]]:
     root = storage.glob_root(path)
     if storage.exists(path):
-        files = storage.list_files(path)
+        files = storage.list_files(path, hidden=True)
         if [file.uri for file in files] == [path]:
             return [(storage.basename(path), files[0])]
         root = path
     elif root == path:
         raise DataError(f"`{path}` does not exist\nhint: name a file, a directory or a glob")
     else:
-        files = storage.list_files(path)
+        files = storage.list_files(path, hidden=True)
         if not files:
             raise DataError(f"no file matches `{path}`\nhint: quote the glob, and check it with `ls`")
     start = len(root.rstrip("/"))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from raystyle import storage
 from raystyle.demo.bpe import EOS, train_tokenizer
-from raystyle.errors import DataError
+from raystyle.errors import DataError, RunError
 
 if TYPE_CHECKING:
     import torch
@@ -76,13 +76,17 @@ def build_base(
 ) -> BaseReport:
     """Make a base in `output_dir` (a local folder), or return at once where the same one is there already.
 
-    Raises `DataError` where the documents are too short for one row.
+    Raises `DataError` where the documents are too short for one row, `RunError` where the folder holds anything else.
     """
     settings = settings or BaseSettings()
     digest = base_digest(documents, settings)
     kept = _kept(output_dir, digest)
     if kept:
         return kept
+    if os.path.isdir(output_dir) and os.listdir(output_dir) and REPORT_NAME not in os.listdir(output_dir):
+        raise RunError(
+            f"`{output_dir}` holds something that is no base made here\nhint: choose another --output_dir, or empty it"
+        )
     parent = os.path.dirname(os.path.abspath(output_dir))
     os.makedirs(parent, exist_ok=True)
     aside = tempfile.mkdtemp(dir=parent, prefix=".base-")

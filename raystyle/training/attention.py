@@ -14,17 +14,32 @@ from typing import Any
 
 import torch
 
-from raystyle.errors import TrainingError
+from raystyle.errors import ConfigError, TrainingError
 
 PACKED_SDPA = "raystyle_packed_sdpa"
 # How far apart two logits may be, relative to the largest, when only the order of summation differs.
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-4, 5e-2
 
 
-def choose(attn_implementation: str, use_gpu: bool) -> str:
-    """transformers' name of the attention to use; `auto` is FlashAttention-2 where it is installed, else packed SDPA."""
-    flash_installed = use_gpu and importlib.util.find_spec("flash_attn") is not None
-    if attn_implementation == "flash_attention_2" or (attn_implementation == "auto" and flash_installed):
+def choose(attn_implementation: str, use_gpu: bool, bf16: bool) -> str:
+    """transformers' name of the attention to use; `auto` is FlashAttention-2 where it can run, else packed SDPA.
+
+    FlashAttention-2 computes in 16 bits on a GPU. Raises `ConfigError` where it is asked for and cannot run.
+    """
+    lacks = [
+        reason
+        for lacking, reason in [
+            (not use_gpu, "a GPU"),
+            (not bf16, "--bf16 true"),
+            (importlib.util.find_spec("flash_attn") is None, "the package flash-attn on the workers"),
+        ]
+        if lacking
+    ]
+    if attn_implementation == "flash_attention_2" and lacks:
+        raise ConfigError(
+            f"`attn_implementation` is flash_attention_2, which needs {' and '.join(lacks)}\nhint: `auto` takes what is there"
+        )
+    if attn_implementation != "sdpa" and not lacks:
         return "flash_attention_2"
     register()
     return PACKED_SDPA
@@ -49,11 +64,22 @@ def packed_sdpa(
     """transformers' SDPA on each block of a flat batch (1, H, T, D); without `block_lengths`, on the whole as it is."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if block_lengths is None or len(block_lengths) == 1:
+    if block_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[return-value]
+    window = kwargs.get("sliding_window")
     blocks = zip(*(tensor.split(block_lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    outputs = [sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in blocks]
+    outputs = [
+        sdpa_attention_forward(module, q, k, v, _window_mask(q.shape[2], window, q.device), **kwargs)[0]
+        for q, k, v in blocks
+    ]
     return torch.cat(outputs, dim=1), None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """The causal band (1, 1, T, T) of a sliding window that is shorter than the block; else none, which is faster."""
+    if window is None or length <= window:
+        return None
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)[None, None]
 
 
 def boundaries(block_lengths: Sequence[int], implementation: str, device: torch.device | None = None) -> dict[str, Any]:
@@ -74,21 +100,26 @@ def flat_positions(block_lengths: Sequence[int]) -> torch.Tensor:
 def prove_isolation(model: Any, ids_T: torch.Tensor, block_lengths: Sequence[int], implementation: str) -> float:
     """Check on real tokens that blocks packed together give the logits they give alone; returns the largest difference.
 
-    The difference is relative to the largest logit. A second check holds in any precision: with the first block's tokens
-    changed, the logits of all other blocks must not move at all. Raises `TrainingError` where either fails.
+    `model` is a PEFT model. Alone means one sequence through transformers' own SDPA, and the difference is relative to the
+    largest logit. A second check holds in any precision: with every token of the first block changed, the logits of all
+    other blocks must not move at all. Raises `TrainingError` where either fails.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     ids_T = ids_T.to(device)
     packed_TV = _logits(model, ids_T, block_lengths, implementation)
-    alone_TV = torch.cat(
-        [_logits(model, block, [len(block)], implementation) for block in ids_T.split(list(block_lengths))]
-    )
-    difference = float((packed_TV - alone_TV).abs().max() / alone_TV.abs().max())
     changed_T = ids_T.clone()
-    changed_T[: block_lengths[0]] = changed_T[: block_lengths[0]].flip(0).roll(1)
-    leak = float((_logits(model, changed_T, block_lengths, implementation) - packed_TV)[block_lengths[0] :].abs().max())
+    changed_T[: block_lengths[0]] = (changed_T[: block_lengths[0]] + 1) % packed_TV.shape[-1]
+    changed_TV = _logits(model, changed_T, block_lengths, implementation)
+    leak = float((changed_TV - packed_TV)[block_lengths[0] :].abs().max())
+    base = model.get_base_model()
+    base.set_attn_implementation("sdpa")
+    alone_TV = torch.cat(
+        [model(block[None], use_cache=False).logits[0].float() for block in ids_T.split([*block_lengths])]
+    )
+    base.set_attn_implementation(implementation)
+    difference = float((packed_TV - alone_TV).abs().max() / alone_TV.abs().max())
     model.train(was_training)
     is_exact = next(model.parameters()).dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
     if not difference <= (FP32_TOLERANCE if is_exact else BF16_TOLERANCE) or leak != 0:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from raystyle import adapters, progress, storage
+from raystyle import adapters, errors, progress, storage
 from raystyle.config import TrainConfig
-from raystyle.errors import ConfigError, RaystyleError, RunError, StorageError, TrainingError
+from raystyle.errors import ConfigError, RunError, StorageError, TrainingError
 from raystyle.flags import to_dict
-from raystyle.training.plan import Plan
+from raystyle.training.plan import FAILURE, Plan
 
 POLL_INTERVAL_S = 1.0
 # Ray Train's patch of `print` shows every line twice where Ray sends workers' output to the driver.
@@ -35,11 +35,8 @@ class TrainResult:
         return [entry[name] for entry in self.metrics if name in entry]
 
 
-def claim(config: TrainConfig, plan: Plan) -> None:
-    """Make `output_dir` this run's: its resolved config and plan are written, or those already there compared.
-
-    Raises `RunError` where the directory holds another run, or something that is not a run.
-    """
+def check_same_run(config: TrainConfig, plan: Plan) -> None:
+    """Raises `RunError` where `output_dir` holds a run whose identity is another than the plan's."""
     plan_path = storage.join(config.output_dir, "plan.json")
     if storage.exists(plan_path):
         theirs, ours = storage.read_json(plan_path)["identity"], plan.identity
@@ -50,16 +47,23 @@ def claim(config: TrainConfig, plan: Plan) -> None:
                 f"`output_dir` {config.output_dir} belongs to another run: {listed}\n"
                 "hint: choose another --output_dir, or give these values to continue that run"
             )
+
+
+def claim(config: TrainConfig, plan: Plan) -> None:
+    """Make `output_dir` this run's. `plan.json` comes first: it is what makes a directory a run."""
+    storage.write_json(storage.join(config.output_dir, "plan.json"), dataclasses.asdict(plan))
     storage.write_json(storage.join(config.output_dir, "config.json"), to_dict(config))
-    storage.write_json(plan_path, dataclasses.asdict(plan))
 
 
 def check_is_run(output_dir: str) -> None:
-    """Refuse a directory with files in it that no run made. Raises `RunError`."""
+    """Refuse a directory with files in it that no run made. Raises `RunError`.
+
+    A `config.json` says nothing: every model folder has one.
+    """
     if not storage.exists(output_dir):
         return
     present = {file.uri[len(output_dir) :].strip("/").split("/")[0] for file in storage.list_files(output_dir)}
-    if present and not present & {"plan.json", "config.json", "prepared"}:
+    if present and "plan.json" not in present and present != {"prepared"}:
         raise RunError(
             f"`output_dir` {output_dir} is not empty and not a run: it holds {', '.join(sorted(present)[:5])}\n"
             "hint: choose another --output_dir"
@@ -78,11 +82,12 @@ def fit(
 
     from raystyle.training.loop import train_worker
 
-    claim(config, plan)
+    check_same_run(config, plan)
     adapter_dir = storage.join(config.output_dir, "adapter")
     if is_finished(adapter_dir, plan.steps):
         return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=True)
     use_gpu, cpus = resources(config)
+    claim(config, plan)
     task = {
         "config": to_dict(config),
         "prepared_dir": prepared_dir,
@@ -97,6 +102,8 @@ def fit(
     # Which checkpoint to continue from is decided by looking at the checkpoints themselves (`checkpoints.last_good`),
     # so Ray Train's own list of them, which fails the run where one was deleted, starts anew.
     storage.delete(storage.join(checkpoints_dir, "checkpoint_manager_snapshot.json"))
+    failure_path = storage.join(config.output_dir, FAILURE)
+    storage.delete(failure_path)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=task,
@@ -118,7 +125,12 @@ def fit(
         with followed(config.output_dir, plan.steps):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _explained(error, config) from error
+        if not storage.exists(failure_path):
+            raise _explained(error, config) from error
+    if storage.exists(failure_path):
+        failure = storage.read_json(failure_path)
+        storage.delete(failure_path)
+        raise getattr(errors, failure["error"])(failure["message"])
     if not is_finished(adapter_dir, plan.steps):
         raise TrainingError(
             f"training ended without an adapter in {adapter_dir}\nhint: run the same command to continue"
@@ -165,8 +177,9 @@ def resources(config: TrainConfig) -> tuple[bool, int]:
             f"`num_workers` is {config.num_workers} on GPUs, and Ray has {gpus}\n"
             "hint: fewer workers, `--use_gpu false`, or a larger cluster"
         )
-    smallest = min((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
-    share = config.cpus_per_worker or max(1, min(cpus // config.num_workers, smallest))
+    # A head that takes no work has no CPU to count.
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    share = config.cpus_per_worker or max(1, min([cpus // config.num_workers, *filter(None, nodes)]))
     if share * config.num_workers > cpus:
         raise ConfigError(
             f"{config.num_workers} workers of {share} CPU cores need {share * config.num_workers}, and Ray has {cpus}\n"
@@ -175,13 +188,10 @@ def resources(config: TrainConfig) -> tuple[bool, int]:
     return use_gpu, share
 
 
-def _explained(error: Any, config: TrainConfig) -> RaystyleError:
+def _explained(error: Any, config: TrainConfig) -> TrainingError:
     """The reason a worker gave, as it gave it; its traceback goes to the log above."""
     failures = getattr(error, "worker_failures", None) or {}
     causes = [getattr(failure, "cause", None) or failure for failure in failures.values()]
-    for cause in causes:
-        if isinstance(cause, RaystyleError):
-            return cause
     print(str(error), file=sys.stderr)
     last = str(causes[0] if causes else error).strip().splitlines()
     return TrainingError(

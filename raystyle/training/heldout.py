@@ -17,11 +17,11 @@ Block = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def blocks(prepared_dir: str, tokenizer: Any, max_seq_length: int) -> list[Block]:
-    """Held-out documents as token ids, each cut into blocks of at most `max_seq_length`, none shorter than 2."""
-    _, end_id = tokens.prefix_and_end(tokenizer)
+    """Held-out documents as token ids, as training has them, cut into blocks of at most `max_seq_length`, none below 2."""
+    prefix, end_id = tokens.prefix_and_end(tokenizer)
     found = []
     for text in documents(prepared_dir):
-        ids_T = np.append(tokens.encode(tokenizer, text)[0], end_id).astype(np.int64)
+        ids_T = np.concatenate([prefix, tokens.encode(tokenizer, text)[0], [end_id]]).astype(np.int64)
         found += [ids_T[i : i + max_seq_length] for i in range(0, len(ids_T), max_seq_length)]
     found = [block for block in found if len(block) > 1]
     if len(found) > MAX_BLOCKS:

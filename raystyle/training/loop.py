@@ -10,22 +10,38 @@ import transformers
 
 from raystyle import models, storage, tokens
 from raystyle.config import TrainConfig
-from raystyle.errors import ConfigError
+from raystyle.errors import ConfigError, RaystyleError
 from raystyle.flags import from_dict
 from raystyle.training import attention, checkpoints, lora, sharding
+from raystyle.training.plan import FAILURE
 from raystyle.training.rows import Order, Placed, Rows, flat_batch
 from raystyle.training.trainer import PackedTrainer, Run, Task
 
 
 def train_worker(task_dict: dict[str, Any]) -> None:
-    """One worker's whole life. Raises what goes wrong: Ray Train restarts the group or ends the run."""
+    """One worker's whole life. What it raises makes Ray Train start all workers again, from the last checkpoint.
+
+    An error of raystyle's own would only come again: it is left in `failure.json` for the driver, and every worker of
+    the next attempt returns at once.
+    """
     task = Task(**task_dict)
+    failure_path = storage.join(task.config["output_dir"], FAILURE)
+    if storage.exists(failure_path):
+        return
+    try:
+        _train(task)
+    except RaystyleError as error:
+        storage.write_json(failure_path, {"error": type(error).__name__, "message": str(error)})
+        raise
+
+
+def _train(task: Task) -> None:
     config = from_dict(TrainConfig, task.config)
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     device = torch.device("cuda" if task.use_gpu else "cpu")
     bf16 = config.bf16 if config.bf16 is not None else models.auto_dtype(device) == torch.bfloat16
-    implementation = attention.choose(config.attn_implementation, task.use_gpu)
+    implementation = attention.choose(config.attn_implementation, task.use_gpu, bf16)
     tokenizer = tokens.load_tokenizer(_tokenizer_name(config), config.trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="raystyle-train-") as scratch:
         arguments = training_arguments(config, task, scratch, bf16)
@@ -36,6 +52,7 @@ def train_worker(task_dict: dict[str, Any]) -> None:
             trust_remote_code=config.trust_remote_code,
         )
         model = lora.attach(base, config)
+        lora.check_layers(model, task.layer_counts)
         if config.gradient_checkpointing:
             model.enable_input_require_grads()
         rows = Rows(task.prepared_dir, task.manifest)

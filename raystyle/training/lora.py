@@ -1,9 +1,10 @@
 """Which modules get LoRA, and how; merged again for export."""
 
-import dataclasses
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from raystyle.config import TrainConfig
+from raystyle.errors import ModelError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,10 +34,10 @@ def merge(model: "PeftModel") -> Any:
     return model.merge_and_unload(safe_merge=True)
 
 
-def layer_counts(targets: list[Any]) -> dict[str, int]:
-    """Target module -> how many layers of the base have it: what a saved adapter must hold."""
-    counts: dict[str, int] = {}
-    for layer in targets:
-        fields = dataclasses.asdict(layer)
-        counts[fields["name"]] = counts.get(fields["name"], 0) + fields["count"]
-    return counts
+def check_layers(model: "PeftModel", layer_counts: dict[str, int]) -> None:
+    """Raises `ModelError` where LoRA sits on other layers than the plan counted (`layer_counts`: by module name)."""
+    from peft.tuners.lora import LoraLayer
+
+    found = Counter(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, LoraLayer))
+    if dict(found) != layer_counts:
+        raise ModelError(f"LoRA was put on {dict(found)}, and the plan counted {layer_counts}\nhint: name the modules")

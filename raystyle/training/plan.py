@@ -25,6 +25,20 @@ UTILISATION = 0.4
 # Fields that make a run what it is: a directory with others belongs to another run. Workers, per-device batch and
 # accumulation may change as long as their product, the global batch, stays.
 SCHEDULE = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm")
+# TrainingArguments that do not change what is learned.
+NOT_IDENTITY = (
+    "dataloader_",
+    "ddp_",
+    "log",
+    "report_",
+    "run_name",
+    "project",
+    "trackio_",
+    "skip_memory",
+    "torch_empty_",
+)
+# Where a worker leaves an error of raystyle's own: the next attempt sees it and does not try again.
+FAILURE = "failure.json"
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora")
 
 
@@ -75,14 +89,15 @@ def make_plan(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, tar
         tokens_per_step=batch * length,
         steps_per_epoch=steps_per_epoch,
         steps=steps,
-        warmup_steps=math.ceil(config.warmup_ratio * steps),
+        # At least one step is not warm-up, for the first of a warm-up has learning rate 0.
+        warmup_steps=min(math.ceil(config.warmup_ratio * steps), steps - 1),
         checkpoints=checkpoint_steps(config.save_steps, steps),
         trainable_parameters=trainable,
         base_parameters=shapes.parameters,
         lora_scale=config.lora_scale,
         memory_gb_estimate=memory,
         a100_hours_estimate=flops / (A100_FLOPS * UTILISATION) / 3600 / config.num_workers,
-        identity=identity(config, manifest, steps),
+        identity=identity(config, manifest, shapes, steps),
         warnings=(),
     )
     return dataclasses.replace(plan, warnings=tuple(_warnings(config, plan)))
@@ -94,10 +109,10 @@ def checkpoint_steps(save_steps: float, steps: int) -> tuple[int, ...]:
     return tuple(sorted({*range(every, steps, every), steps}))
 
 
-def identity(config: TrainConfig, manifest: dict[str, Any], steps: int) -> dict[str, Any]:
-    """The fields that make this run what it is. A name's folder is left out, so that a run may be moved."""
+def identity(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, steps: int) -> dict[str, Any]:
+    """The fields that make this run what it is: a model by what it holds, not by where it lies."""
     return {
-        "model": config.model_name_or_path.rstrip("/").rsplit("/", 1)[-1],
+        "model": shapes.identity,
         "data_digest": manifest["digest"],
         "max_seq_length": manifest["max_seq_length"],
         "isolation": config.isolation,
@@ -106,11 +121,12 @@ def identity(config: TrainConfig, manifest: dict[str, Any], steps: int) -> dict[
         "seed": config.seed,
         **{name: getattr(config, name) for name in (*SCHEDULE, *LORA)},
         "lora_target_modules": list(config.lora_target_modules),
+        "training_args": {k: v for k, v in config.training_args.items() if not k.startswith(NOT_IDENTITY)},
     }
 
 
 def _check(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes) -> None:
-    length, vocab = manifest["max_seq_length"], manifest["tokenizer"]["vocab_size"]
+    length = manifest["max_seq_length"]
     if config.max_seq_length not in (None, length):
         raise ConfigError(
             f"`max_seq_length` is {config.max_seq_length}, but the prepared rows hold {length} tokens\n"
@@ -118,6 +134,11 @@ def _check(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes) -> Non
         )
     if manifest["counts"]["rows"] == 0:
         raise DataError("the prepared data holds no rows\nhint: look at its report.html for what was removed, and why")
+    check_shapes(length, manifest["tokenizer"]["vocab_size"], shapes)
+
+
+def check_shapes(length: int, vocab: int, shapes: Shapes) -> None:
+    """Raises `ConfigError` for rows that the model cannot read: ids it does not embed, positions it does not know."""
     if vocab > shapes.vocab_size:
         raise ConfigError(
             f"the rows' tokenizer has {vocab} tokens, the model embeds {shapes.vocab_size}: ids would fall outside\n"

@@ -121,13 +121,6 @@ class Order:
     def __len__(self) -> int:
         return self.steps * self.accumulation
 
-    def step_rows(self, step: int) -> list[int]:
-        """The G row indices of a global step, counted from 0."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.num_rows, self.seed, epoch)
-        rows: list[int] = order[position * self.global_batch : (position + 1) * self.global_batch].tolist()
-        return rows + [-1] * (self.global_batch - len(rows))
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Each micro-batch as (place in the run, row) pairs; the place counts rows from the first step's first."""
         order, current_epoch = epoch_order(self.num_rows, self.seed, 0), 0

@@ -1,8 +1,8 @@
 """DeepSpeed: its configuration, and its sharded optimizer states to and from checkpoints that know no workers.
 
 DeepSpeed keeps its own checkpoints as one pickle per worker. These functions gather each parameter's optimizer state
-whole instead, and give it back, so that a checkpoint is the same with DDP, ZeRO-1 and ZeRO-2, and any number of
-workers may continue it.
+whole instead, and give it back, so that any number of workers may continue a checkpoint, under DDP, ZeRO-1 or ZeRO-2.
+In bf16 DeepSpeed also has fp32 master weights, which are kept beside it for DeepSpeed to continue from.
 """
 
 import os
@@ -40,6 +40,11 @@ def deepspeed_config(deepspeed: str | None) -> dict[str, Any] | None:
     stage = loaded.get("zero_optimization", {}).get("stage", 0)
     if stage == 3:
         raise ConfigError(f"`deepspeed` file `{deepspeed}` asks for ZeRO-3, which is not supported\nhint: use `zero2`")
+    if own := {"optimizer", "scheduler"} & set(loaded):
+        raise ConfigError(
+            f"`deepspeed` file `{deepspeed}` sets its own {' and '.join(sorted(own))}, which checkpoints cannot continue\n"
+            "hint: leave them out; `learning_rate`, `lr_scheduler_type` and the like are flags"
+        )
     return loaded
 
 

@@ -7,6 +7,7 @@ pickle that any number of workers can continue.
 
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from typing import Any
@@ -17,12 +18,14 @@ import transformers
 
 from raystyle import adapters, generation, storage
 from raystyle.config import TrainConfig
+from raystyle.errors import TrainingError
 from raystyle.training import attention, checkpoints, heldout, sharding
 from raystyle.training.loss import summed_cross_entropy
 from raystyle.training.rows import Order, Rows, block_lengths
 
 METRICS_INTERVAL_S = 2.0
-PROOF_TOKENS_PER_BLOCK = 256
+# The proof takes the heads of this many blocks, from as few rows as hold them.
+PROOF_BLOCKS, PROOF_ROWS, PROOF_TOKENS_PER_BLOCK = 4, 4, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,6 @@ class PackedTrainer(transformers.Trainer):
         base = self.model.get_base_model()
         base.get_decoder().register_forward_hook(self._keep_hidden)
         self.head = base.get_output_embeddings()
-        self.is_head_plain = self._check_head()
         # The Trainer then counts all labels that are not -100 (the first of a flat batch always is), over all workers.
         self.model_accepts_loss_kwargs = True
 
@@ -115,7 +117,7 @@ class PackedTrainer(transformers.Trainer):
         self.hidden_TD = output[0][0]
 
     @torch.no_grad()
-    def _check_head(self) -> bool:
+    def check_head(self) -> bool:
         """Whether logits are the output embeddings of the last hidden state; some models scale or cap them after."""
         ids_T = torch.arange(min(16, self.head.weight.shape[0]), device=self.head.weight.device)
         was_training = self.model.training
@@ -127,7 +129,14 @@ class PackedTrainer(transformers.Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds tokens per second, counts epochs by rows, and keeps metrics.jsonl."""
+        if "train_runtime" in logs:
+            return  # the Trainer's own summary counts this process's steps alone, not the run's
         now_s = time.monotonic()
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise TrainingError(
+                f"the loss of step {self.state.global_step} is {logs['loss']}\n"
+                "hint: a lower `learning_rate`; the checkpoints before it are good"
+            )
         if "loss" in logs:
             seconds = max(now_s - self.logged_s, 1e-9)
             logs["tokens_per_second"] = round(self.tokens_done * self.run.order.num_workers / seconds, 1)
@@ -185,6 +194,7 @@ class PackedTrainer(transformers.Trainer):
             restore(tensors, self.model, self.optimizer)
             checkpoints.restore_schedule(self.state.global_step, self.lr_scheduler, self.optimizer)
             self.record({"continued_from_step": self.state.global_step})
+        self.is_head_plain = self.check_head()
         self.prove(self.train_dataset.rows)
         if resume_from_checkpoint is None:
             self.measure_heldout()
@@ -206,23 +216,24 @@ class PackedTrainer(transformers.Trainer):
         }
 
     def prove(self, rows: Rows) -> None:
-        """Check isolation on the first row that holds several blocks, as the loop will run it."""
-        config = self.run.config
-        for index in range(min(len(rows), 256)):
-            row = rows[index]
-            assert row is not None
-            lengths = block_lengths(row, config.isolation)[:3]
-            if len(lengths) > 1:
-                pieces = torch.from_numpy(row.input_ids[: sum(lengths)].astype("int64")).split(lengths)
-                kept = [piece[:PROOF_TOKENS_PER_BLOCK] for piece in pieces]
-                difference = attention.prove_isolation(
-                    self.model, torch.cat(kept), list(map(len, kept)), self.run.implementation
-                )
-                self.record({"isolation_logit_difference": difference, "isolation_row": index})
-                return
+        """Check isolation on the first blocks of the first rows, flat as the loop will have them."""
+        rows_seen = [rows[index] for index in range(min(len(rows), PROOF_ROWS))]
+        pieces = [
+            piece[:PROOF_TOKENS_PER_BLOCK]
+            for row in rows_seen
+            if row is not None
+            for piece in torch.from_numpy(row.input_ids.astype("int64")).split(
+                block_lengths(row, self.run.config.isolation)
+            )
+        ][:PROOF_BLOCKS]
+        if len(pieces) > 1:
+            difference = attention.prove_isolation(
+                self.model, torch.cat(pieces), list(map(len, pieces)), self.run.implementation
+            )
+            self.record({"isolation_logit_difference": difference, "isolation_blocks": len(pieces)})
 
     def measure_heldout(self) -> None:
-        """Log the mean loss in nats per token over the held-out documents, if there are any, shared by all workers."""
+        """Log the mean loss in nats per token over up to 64 blocks of held-out text, if there is any."""
         if not self.run.task.manifest["counts"].get("heldout"):
             return
         length = self.run.task.manifest["max_seq_length"]
@@ -252,11 +263,13 @@ class PackedTrainer(transformers.Trainer):
 
 
 class SaveAt(transformers.TrainerCallback):
-    """Ask for a checkpoint after exactly the planned steps."""
+    """Ask for a checkpoint, and a line of metrics, after exactly the planned steps."""
 
     def __init__(self, steps: list[int]) -> None:
         self.steps = set(steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_save = state.global_step in self.steps
+        # A logged loss is a mean since the last log: one that began before a checkpoint could not be continued.
+        control.should_log = control.should_log or control.should_save
         return control

@@ -140,3 +140,8 @@ def test_no_rule_names_a_site() -> None:
     """A rule is for a kind of noise: no domain stands in a pattern."""
     for rule in RULES.rules:
         assert not re.search(r"[a-z]{5,}\\?\.(?:com|net|cc|org)", rule.pattern.pattern), rule.name
+
+
+def test_a_line_that_gets_shorter_at_each_pass_is_swept_to_its_end() -> None:
+    line = "雨停了，" + "&" + "amp;" * 300 + "风也停了。"
+    assert clean(line, load_rules("zh_web_novel")).text == "雨停了，&风也停了。"

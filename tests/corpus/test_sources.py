@@ -122,3 +122,16 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
     for path, message in [("none", "does not exist"), ("*.txt", "no file matches"), ("a.md", "no data file")]:
         with pytest.raises(DataError, match=message):
             list_sources([f"{tmp_path}/{path}"])
+
+
+def test_hidden_inputs_are_counted_and_read_when_named(tmp_path: Path) -> None:
+    (tmp_path / "_序").mkdir()
+    for name in ("a.txt", "_b.txt", ".c.txt", "_序/d.txt"):
+        (tmp_path / name).write_text("今日天气阴沉。")
+    sources, rejected = list_sources([str(tmp_path)])
+    assert [source.relpath for source in sources] == ["a.txt"]
+    assert {(rejection.reason, Path(rejection.source).name) for rejection in rejected} == {
+        ("hidden", "_b.txt"), ("hidden", ".c.txt"), ("hidden", "d.txt")
+    }  # fmt: skip
+    named, _ = list_sources([str(tmp_path / "_b.txt")])
+    assert [source.relpath for source in named] == ["_b.txt"]

@@ -7,7 +7,7 @@ import pytest
 from raystyle.demo.base import REPORT_NAME, WEIGHTS_NAME, BaseReport, BaseSettings, base_digest, build_base
 from raystyle.demo.bpe import EOS, train_tokenizer
 from raystyle.demo.voices import neutral_documents
-from raystyle.errors import DataError
+from raystyle.errors import DataError, RunError
 
 DOCUMENTS = neutral_documents(1, 8)
 TINY = BaseSettings(vocab_size=900, hidden_size=16, layers=1, heads=2, steps=3, batch_rows=2, seq_length=16)
@@ -86,3 +86,11 @@ def test_frequent_characters_are_one_token_and_none_is_longer_than_two() -> None
 
 def test_the_vocabulary_keeps_its_size() -> None:
     assert len(train_tokenizer(DOCUMENTS, 600)) == 600
+
+
+def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "mine.txt").write_text("mine")
+    with pytest.raises(RunError, match="no base made here"):
+        build_base(["今日天气阴沉。"] * 50, str(tmp_path / "base"))
+    assert (tmp_path / "base" / "mine.txt").read_text() == "mine"

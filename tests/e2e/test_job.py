@@ -93,6 +93,7 @@ def test_without_the_token_nothing_is_submitted(cluster, tmp_path):
         [RAY, "job", "list", "--address", address], env=stranger, capture_output=True, text=True, timeout=60
     )
     assert done.returncode != 0
+    assert "token" in (done.stdout + done.stderr).lower()
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def text_file(tmp_path):
         ({"tokenizer_name_or_path": "/nowhere/tokenizer"}, "/nowhere/tokenizer"),
         ({"lora_target_modules": "q_prj"}, "did you mean `q_proj`"),
         ({"streaming": True}, "`--max_steps`"),
+        ({"streaming": True, "max_steps": 5}, "not there yet"),
         ({"deepspeed": "zero9"}, "zero2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -61,7 +62,8 @@ def test_an_empty_corpus(tiny_model, tmp_path):
     output = tmp_path / "run"
     words = ["--model_name_or_path", tiny_model, "--dataset_path", tmp_path / "raw", "--output_dir", output]
     assert "hint:" in refused("train", *words)
-    assert not (output / "prepared" / "manifest.json").exists()
+    left = [path for path in output.rglob("*") if path.is_file()] if output.exists() else []
+    assert not left
 
 
 def test_a_directory_that_is_no_run(tiny_model, text_file, tmp_path):
@@ -76,6 +78,23 @@ def test_more_workers_than_cores(tiny_model, tiny_prepared, tmp_path):
     words = ["--model_name_or_path", tiny_model, "--dataset_path", tiny_prepared, "--output_dir", tmp_path / "r"]
     settings = ["--lora_r", 4, "--lora_alpha", 8, "--num_workers", 64, "--use_gpu", "false"]
     assert "64 workers" in refused("train", *words, *settings, "--gradient_accumulation_steps", 1)
+    assert not (tmp_path / "r").exists()
+
+
+def test_rows_longer_than_the_model_are_refused_before_the_text_is_prepared(tiny_model, text_file, tmp_path):
+    words = ["--model_name_or_path", tiny_model, "--dataset_path", text_file, "--output_dir", tmp_path / "r"]
+    assert "512 positions" in refused("train", *words)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_model_folder_as_output_keeps_its_config(tiny_model, tiny_prepared, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "m")
+    before = (tmp_path / "m" / "config.json").read_text()
+    words = ["--model_name_or_path", tiny_model, "--dataset_path", tiny_prepared, "--output_dir", tmp_path / "m"]
+    assert "not a run" in refused("train", *words)
+    assert (tmp_path / "m" / "config.json").read_text() == before
 
 
 def test_unknown_commands_and_no_command():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from raystyle import flags, pipeline
 from raystyle.config import TrainConfig
-from raystyle.errors import RunError
+from raystyle.errors import ConfigError, RunError, TrainingError
 
 pytestmark = pytest.mark.e2e
 
@@ -222,10 +222,14 @@ def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_mo
 
 
 def test_a_worker_s_own_error_ends_the_run_with_its_reason(ray_local, tiny_model, tiny_prepared, tmp_path):
-    from raystyle.errors import ConfigError
+    with pytest.raises(ConfigError, match=r"transformers refuses these training arguments.*no-such-backend"):
+        run(tiny_model, tiny_prepared, tmp_path / "r", ddp_backend="no-such-backend")
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["checkpoints", "config.json", "plan.json"]
 
-    with pytest.raises(ConfigError, match=r"transformers refuses these training arguments.*no-such-optimizer"):
-        run(tiny_model, tiny_prepared, tmp_path / "r", optim="no-such-optimizer", max_failures=0)
+
+def test_a_loss_that_is_not_finite_stops_the_run(ray_local, tiny_model, tiny_prepared, tmp_path):
+    with pytest.raises(TrainingError, match=r"the loss of step \d+ is nan"):
+        run(tiny_model, tiny_prepared, tmp_path / "r", learning_rate=1e30, max_grad_norm=0)
     assert not (tmp_path / "r" / "adapter").exists()
 
 

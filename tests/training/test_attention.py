@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raystyle.errors import TrainingError
+from raystyle.errors import ConfigError, TrainingError
 from raystyle.training import attention
 
 LENGTHS = [5, 1, 9, 3]
@@ -14,7 +14,13 @@ def model(tiny_model):
     from transformers import AutoModelForCausalLM
 
     attention.register()
-    return AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation=attention.PACKED_SDPA).eval()
+    return with_lora(AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation=attention.PACKED_SDPA))
+
+
+def with_lora(model):
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).eval()
 
 
 @pytest.fixture
@@ -59,11 +65,30 @@ def test_the_proof_catches_a_model_that_ignores_boundaries(tiny_model, ids_T):
             super().__init__()
             self.inner = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="sdpa")
 
-        def forward(self, input_ids, position_ids, use_cache, block_lengths):
+        def get_base_model(self):
+            return self.inner
+
+        def forward(self, input_ids, use_cache, position_ids=None, block_lengths=None):
             return self.inner(input_ids, position_ids=torch.arange(input_ids.shape[1])[None], use_cache=use_cache)
 
     with pytest.raises(TrainingError, match="not isolated"):
         attention.prove_isolation(Deaf(), ids_T, LENGTHS, attention.PACKED_SDPA)
+
+
+@pytest.mark.parametrize("window", [3, 6, 64])
+def test_sliding_windows_are_kept(window):
+    """Packed SDPA makes the band that transformers would give as a mask; the proof compares it with transformers' own."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    attention.register()
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=window, attn_implementation=attention.PACKED_SDPA,
+    )  # fmt: skip
+    model = with_lora(MistralForCausalLM(config))
+    ids_T = torch.randint(0, 300, (40,))
+    assert attention.prove_isolation(model, ids_T, [17, 23], attention.PACKED_SDPA) < 1e-5
 
 
 def test_a_leak_too_small_for_the_tolerance_is_caught_by_the_second_check(model, ids_T):
@@ -71,6 +96,9 @@ def test_a_leak_too_small_for_the_tolerance_is_caught_by_the_second_check(model,
         def __init__(self):
             super().__init__()
             self.inner = model
+
+        def get_base_model(self):
+            return self.inner.get_base_model()
 
         def forward(self, input_ids, **arguments):
             output = self.inner(input_ids, **arguments)
@@ -88,7 +116,12 @@ def test_flash_attention_gets_cumulative_lengths():
     assert arguments["max_length_k"] == 9
 
 
-def test_auto_takes_packed_sdpa_where_flash_attention_is_not():
-    assert attention.choose("auto", use_gpu=False) == attention.PACKED_SDPA
-    assert attention.choose("sdpa", use_gpu=True) == attention.PACKED_SDPA
-    assert attention.choose("flash_attention_2", use_gpu=True) == "flash_attention_2"
+def test_auto_takes_packed_sdpa_where_flash_attention_cannot_run():
+    assert attention.choose("auto", use_gpu=False, bf16=True) == attention.PACKED_SDPA
+    assert attention.choose("auto", use_gpu=True, bf16=False) == attention.PACKED_SDPA
+    assert attention.choose("sdpa", use_gpu=True, bf16=True) == attention.PACKED_SDPA
+
+
+def test_flash_attention_that_cannot_run_is_refused_with_what_it_lacks():
+    with pytest.raises(ConfigError, match="needs a GPU and --bf16 true"):
+        attention.choose("flash_attention_2", use_gpu=False, bf16=False)

@@ -18,8 +18,9 @@ LLAMA_3_8B = models.Shapes(
     head_dim=128,
     vocab_size=128_256,
     max_position_embeddings=8192,
+    identity="llama",
     linears=tuple(
-        models.Linear(name, inputs, outputs, count, name)
+        models.Linear(name, inputs, outputs, count, is_head=name == "lm_head")
         for name, inputs, outputs, count in [
             ("q_proj", 4096, 4096, 32),
             ("k_proj", 4096, 1024, 32),
@@ -85,6 +86,16 @@ def test_the_reference_run_fits_80_gb_because_logits_are_never_whole():
 )
 def test_the_end_is_always_saved(save_steps, steps, expected):
     assert plan.checkpoint_steps(save_steps, steps) == expected
+
+
+def test_a_run_of_one_step_has_a_learning_rate():
+    made = make(config(max_steps=1))
+    assert (made.steps, made.warmup_steps) == (1, 0)
+
+
+def test_training_arguments_that_change_what_is_learned_identify_a_run():
+    assert make(config(adam_beta2=0.9)).identity != make().identity
+    assert make(config(dataloader_num_workers=2, run_name="x")).identity == make().identity
 
 
 def test_epochs_and_max_steps():

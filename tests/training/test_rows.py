@@ -35,13 +35,6 @@ def test_an_epoch_takes_each_row_once(num_rows, shape):
     assert sorted(row for row in taken if row >= 0) == list(range(num_rows))
 
 
-@given(num_rows=st.integers(1, 60), shape=shapes)
-def test_step_rows_says_what_the_iteration_gives(num_rows, shape):
-    order = Order(num_rows, shape[0] * shape[1], 1, 0, 1, 7, 3)
-    for step, micro in enumerate(order):
-        assert [row for _, row in micro] == order.step_rows(step)
-
-
 def test_epochs_differ_and_seeds_differ():
     orders_ = [epoch_order(50, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders_}) == 4

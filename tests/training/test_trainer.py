@@ -40,6 +40,7 @@ def trainer_for(model, tmp_path):
 
 def test_the_loss_is_the_model_s_own(model, tmp_path):
     trainer = trainer_for(model, tmp_path)
+    trainer.is_head_plain = trainer.check_head()
     assert trainer.is_head_plain == (model.config.model_type == "llama")
     ids = torch.randint(0, 256, (1, 30))
     labels = ids.clone()
