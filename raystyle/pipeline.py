@@ -77,9 +77,9 @@ def preflight(config: TrainConfig) -> Preflight:
     tokenizer = tokens.load_tokenizer(
         config.tokenizer_name_or_path or config.model_name_or_path, config.trust_remote_code
     )
+    check_is_run(config.output_dir)
     if not is_prepared(config.dataset_path):
         planning.check_shapes(config.max_seq_length or 4096, len(tokenizer), shapes)
-    check_is_run(config.output_dir)
     prepared_dir, manifest = prepared(config)
     if tokens.tokenizer_digest(tokenizer) != manifest["tokenizer"]["digest"]:
         raise ConfigError(

@@ -50,7 +50,8 @@ def text_file(tmp_path):
 )
 def test_a_mistake_in_train(change, message, tiny_model, text_file, tmp_path):
     output = tmp_path / "run"
-    values = {"model_name_or_path": tiny_model, "dataset_path": text_file, "output_dir": output} | change
+    values = {"model_name_or_path": tiny_model, "dataset_path": text_file, "output_dir": output}
+    values |= {"max_seq_length": 64, "segment_length": 64} | change
     words = [word for name, value in values.items() for word in (f"--{name}", value)]
     assert message in refused("train", *words)
     assert not output.exists()
@@ -61,7 +62,7 @@ def test_an_empty_corpus(tiny_model, tmp_path):
     (tmp_path / "raw" / "empty.txt").write_text("")
     output = tmp_path / "run"
     words = ["--model_name_or_path", tiny_model, "--dataset_path", tmp_path / "raw", "--output_dir", output]
-    assert "hint:" in refused("train", *words)
+    assert "no text is left" in refused("train", *words, "--max_seq_length", 64, "--segment_length", 64)
     left = [path for path in output.rglob("*") if path.is_file()] if output.exists() else []
     assert not left
 
