@@ -124,6 +124,11 @@ def fit(
     try:
         with followed(config.output_dir, plan.steps):
             trainer.fit()
+    except SystemExit as stop:
+        # Ray Train answers Ctrl-C itself: it stops its workers, then exits (with status 1, whatever it asks for).
+        raise KeyboardInterrupt from stop
+    except ray.exceptions.RayActorError as error:
+        raise TrainingError(f"Ray Train's controller was lost: {error}\nhint: the same command continues") from error
     except ray.train.TrainingFailedError as error:
         if not storage.exists(failure_path):
             raise _explained(error, config) from error

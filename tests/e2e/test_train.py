@@ -200,6 +200,24 @@ def test_a_killed_job_continues_by_the_same_command_past_a_torn_checkpoint(
     assert distance(adapter(output), adapter(reference_output)) == 0
 
 
+def test_ctrl_c_leaves_a_run_that_says_how_to_go_on(tiny_model, tiny_prepared, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "raystyle",
+        "train",
+        *words(tiny_model, tiny_prepared, tmp_path / "r", max_steps=5000),
+    ]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_step(tmp_path / "r", 30)
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert "the same command continues" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "r" / "adapter").exists()
+
+
 def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_model, tiny_prepared, tmp_path):
     """DDP's checkpoint, continued by ZeRO-2 on two workers, ends where DDP alone does."""
     _, reference_output = undisturbed
