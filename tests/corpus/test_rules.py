@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from raystyle.corpus.clean import clean
 from raystyle.corpus.rules import load_rules, pack_names
 from raystyle.errors import ConfigError, StorageError
 
@@ -78,3 +79,12 @@ def test_candidates_are_lines_with_a_literal(tmp_path: Path) -> None:
         False,
         False,
     ]
+
+
+def test_the_guide_s_own_rule_file_is_valid(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "prepare.md").read_text(encoding="utf-8")
+    file = tmp_path / "mine.yaml"
+    file.write_text(guide.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    rules = load_rules(str(file))
+    assert any(rule.name == "reader_group" for rule in rules.rules)
+    assert clean("读者群：123456\n他说读者群里都是朋友。", rules).text == "他说读者群里都是朋友。"
