@@ -208,6 +208,12 @@ def _warnings(config: TrainConfig, plan: Plan) -> list[str]:
     return found
 
 
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.0f} min" if hours * 60 >= 1 else "less than a minute"
+
+
 def describe(plan: Plan) -> str:
     """The plan as lines for a person."""
     checkpoints = ", ".join(map(str, plan.checkpoints[:8])) + (" …" if len(plan.checkpoints) > 8 else "")
@@ -220,7 +226,7 @@ def describe(plan: Plan) -> str:
         "adapter": f"{plan.trainable_parameters:,} trained parameters beside {plan.base_parameters:,} frozen, "
         f"scale {plan.lora_scale:g}",
         "memory": f"about {plan.memory_gb_estimate['total']:.1f} GB a device in bf16 ({memory})",
-        "time": f"about {plan.a100_hours_estimate:.2g} h on A100s at {UTILISATION:.0%} of their peak (estimate)",
+        "time": f"about {_duration(plan.a100_hours_estimate)} on A100s at {UTILISATION:.0%} of their peak (estimate)",
     }
     text = [f"  {name:<12} {line}" for name, line in lines.items()]
     return "\n".join(["plan", *text, *(f"  warning: {warning}" for warning in plan.warnings)])

@@ -71,6 +71,14 @@ def test_the_commands_of_a_guide_run(guide, folder):
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
+def test_the_pipeline_job_goes_from_raw_text_to_samples(folder):
+    places = "--model_name_or_path runs/demo/base --dataset_path runs/demo/corpus --output_dir runs/pipeline"
+    done = shell(f"python jobs/pipeline.py --config jobs/configs/demo.json {places} --max_steps 3", folder)
+    assert done.returncode == 0, done.stderr
+    assert "── base" in done.stdout and "── adapter" in done.stdout
+    assert (folder / "runs/pipeline/prepared/manifest.json").exists()
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda g: g.name)
 def test_links_lead_somewhere(guide):
     for target in re.findall(r"\]\(([^)#]+)", guide.read_text(encoding="utf-8")):
