@@ -10,7 +10,7 @@ import transformers
 
 from raystyle import models, storage, tokens
 from raystyle.config import TrainConfig
-from raystyle.errors import ConfigError, RaystyleError
+from raystyle.errors import ConfigError, RaystyleError, StorageError
 from raystyle.flags import from_dict
 from raystyle.training import attention, checkpoints, lora, sharding
 from raystyle.training.plan import FAILURE
@@ -30,6 +30,8 @@ def train_worker(task_dict: dict[str, Any]) -> None:
         return
     try:
         _train(task)
+    except StorageError:
+        raise  # storage may answer again in a minute: another attempt is right
     except RaystyleError as error:
         storage.write_json(failure_path, {"error": type(error).__name__, "message": str(error)})
         raise
