@@ -2,6 +2,7 @@
 
     raystyle demo                       the whole job on made-up text and a tiny model
     raystyle prepare --dataset_path …   raw novels -> cleaned documents and packed rows
+    raystyle rules --try_path FILE      the cleaning rules: list, explain, check, try
     raystyle plan --config …            what a training run would do, before it does it
     raystyle train --config …           rows -> LoRA adapter
     raystyle sample --prompt …          base and adapter, side by side
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raystyle import __version__
-from raystyle.config import DemoConfig, ExportConfig, PrepareConfig, RayConfig, SampleConfig, TrainConfig
+from raystyle.config import DemoConfig, ExportConfig, PrepareConfig, RayConfig, RulesConfig, SampleConfig, TrainConfig
 from raystyle.errors import ConfigError, RaystyleError
 from raystyle.flags import parse
 
@@ -114,6 +115,13 @@ def run_prepare(config: PrepareConfig) -> None:
     say(result.describe())
 
 
+def run_rules(config: RulesConfig) -> None:
+    from raystyle import pipeline
+
+    for line in pipeline.rules(config):
+        say(line)
+
+
 def run_plan(config: TrainConfig) -> None:
     from raystyle import pipeline
     from raystyle.training.plan import describe
@@ -171,6 +179,7 @@ def run_demo(config: DemoConfig) -> None:
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "demo": (DemoConfig, run_demo),
     "prepare": (PrepareConfig, run_prepare),
+    "rules": (RulesConfig, run_rules),
     "plan": (TrainConfig, run_plan),
     "train": (TrainConfig, run_train),
     "sample": (SampleConfig, run_sample),

@@ -5,6 +5,7 @@ here imports more than the standard library: a mistake is answered before torch 
 these objects from a command line and files. Checks that need only the config live in `__post_init__`.
 """
 
+import codecs
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -69,9 +70,43 @@ class CorpusConfig(RayConfig):
     document_unit: Literal["work", "chapter"] = option(
         "work", "what packing and isolation treat as one text: a whole source, or each chapter found by its heading"
     )
-    text_column: str = option("text", "the JSONL field that holds the text")
-    rules: str = option("zh_web_novel", "cleaning rules: the name of a pack, or a YAML file of your own", path=True)
+    text_column: str = option("text", "the field or column that holds the text")
+    title_column: str | None = option(None, "the field or column that holds the title, where there is one")
+    encoding: str | None = option(None, "encoding of all text files; default: found out for each")
+    max_source_bytes: int = option(512_000_000, "a text, JSON array or record of more bytes is rejected")
+
+    rules: tuple[str, ...] = option(
+        ("zh_web_novel",),
+        "cleaning rules: packs by name, or YAML files of your own; later ones add or replace",
+        path=True,
+    )
+    enable_rules: tuple[str, ...] = option((), "rules to switch on that are off in their pack")
+    disable_rules: tuple[str, ...] = option((), "rules to switch off")
+    to_simplified: Literal["auto", "always", "never"] = option(
+        "auto", "traditional to simplified characters; auto: traditional lines in works that are otherwise simplified"
+    )
+
+    max_removed_share: float = option(0.5, "a text that loses more of its characters is rejected")
+    max_garbage_share: float = option(0.02, "a text with more replacement and control characters is rejected")
+    max_repeated_share: float = option(0.9, "a text with more of it in lines seen before is rejected")
+    min_han_share: float = option(0.0, "a text with fewer Chinese characters is rejected")
+    min_mean_line_chars: float = option(0.0, "a text with shorter lines on average is rejected")
+
+    dedup: Literal["none", "exact", "near"] = option(
+        "near", "duplicate documents and chapters to take out: none, equal ones, or nearly equal ones too"
+    )
+    dedup_threshold: float = option(
+        0.7, "similarity (Jaccard, five-character pieces) from which texts are nearly equal"
+    )
+    dedup_keep: Literal["longest", "first"] = option("longest", "which of several duplicates stays")
+
+    packing: Literal["concat", "best_fit"] = option(
+        "concat", "rows one after another, or each piece of a document whole in the row where it fits best"
+    )
     segment_length: int = option(1024, "the most tokens in a segment")
+    boundary_tolerance: float = option(
+        0.1, "share of its length by which a segment may be shorter to end with a paragraph or sentence; 0: never"
+    )
     heldout_fraction: float = option(0.0, "share of documents set aside for evaluation, from 0 to 0.5")
 
     def __post_init__(self) -> None:
@@ -80,6 +115,29 @@ class CorpusConfig(RayConfig):
             0 <= self.heldout_fraction <= 0.5,
             f"`heldout_fraction` is {self.heldout_fraction}\nhint: use a share between 0 and 0.5, such as 0.1",
         )
+        shares = ["max_removed_share", "max_garbage_share", "max_repeated_share", "min_han_share", "dedup_threshold"]
+        for name in [*shares, "boundary_tolerance"]:
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"`{name}` is {value}\nhint: use a share from 0 to 1")
+        require(
+            self.dedup_threshold >= 0.5,
+            f"`dedup_threshold` is {self.dedup_threshold}\nhint: below 0.5 texts are merely related; 0.7 is usual",
+        )
+        require(
+            self.boundary_tolerance <= 0.5,
+            f"`boundary_tolerance` is {self.boundary_tolerance}\nhint: 0.1 is usual, 0.5 the most",
+        )
+        require(
+            self.max_source_bytes >= 1, f"`max_source_bytes` is {self.max_source_bytes}\nhint: use a number of bytes"
+        )
+        require(bool(self.rules), "`rules` is empty\nhint: name a pack, such as `zh_web_novel`")
+        if self.encoding is not None:
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError:
+                raise ConfigError(
+                    f"`encoding` is {self.encoding!r}\nhint: such as utf-8, gb18030, big5 or utf-16"
+                ) from None
         require(
             not (self.records == "segments" and self.document_unit == "chapter"),
             "`--records segments` has no chapters to find\nhint: leave out `--document_unit chapter`",
@@ -97,8 +155,11 @@ class PrepareConfig(CorpusConfig):
     Without a tokenizer it stops after documents: a preview of the cleaning.
     """
 
-    dataset_path: tuple[str, ...] = required(".txt and .jsonl files, directories or globs", path=True)
+    dataset_path: tuple[str, ...] = required(
+        "text, JSONL, JSON, Parquet and EPUB files, compressed or in a .zip; directories or globs", path=True
+    )
     output_dir: str = required("where the prepared data goes", path=True)
+    limit: int | None = option(None, "a preview: at most so many files, and texts of each")
     tokenizer_name_or_path: str | None = option(None, "tokenizer: a hub name or a folder", path=True)
     model_name_or_path: str | None = option(None, "a base model whose tokenizer to use", path=True)
     max_seq_length: int = option(4096, "token ids in a row")
@@ -108,6 +169,28 @@ class PrepareConfig(CorpusConfig):
         super().__post_init__()
         check_lengths(self.max_seq_length, self.segment_length)
         require(bool(self.dataset_path), "`dataset_path` is empty\nhint: name at least one file, directory or glob")
+        require(self.limit is None or self.limit >= 1, f"`limit` is {self.limit}\nhint: use 1 or more, or leave it out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RulesConfig:
+    """List, explain and check cleaning rules, or try them on a file.
+
+    Loading a pack checks it: every rule's examples are its tests.
+    """
+
+    rules: tuple[str, ...] = option(
+        ("zh_web_novel",), "packs by name, or YAML files of your own; later ones add or replace", path=True
+    )
+    enable_rules: tuple[str, ...] = option((), "rules to switch on that are off in their pack")
+    disable_rules: tuple[str, ...] = option((), "rules to switch off")
+    explain: tuple[str, ...] = option((), "rules to show with their pattern and examples")
+    try_path: tuple[str, ...] = option((), "files to try the rules on: every hit is shown in its line", path=True)
+    to_simplified: Literal["auto", "always", "never"] = option("auto", "as in `prepare`, where a file is tried")
+    json: bool = option(False, "print one JSON object per rule or hit")
+
+    def __post_init__(self) -> None:
+        require(bool(self.rules), "`rules` is empty\nhint: name a pack, such as `zh_web_novel`")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +201,7 @@ class TrainConfig(CorpusConfig):
     """
 
     model_name_or_path: str = required("base model: a hub name or a folder", path=True)
-    dataset_path: tuple[str, ...] = required("a `prepare` output, or raw .txt and .jsonl files", path=True)
+    dataset_path: tuple[str, ...] = required("a `prepare` output, or raw text as `prepare` takes it", path=True)
     output_dir: str = required("the run's directory", path=True)
     tokenizer_name_or_path: str | None = option(None, "tokenizer, where it is not the base model's", path=True)
     trust_remote_code: bool = option(False, "run Python code that comes with the model or tokenizer")

@@ -5,6 +5,7 @@ Text that comes from files is escaped here, and only `Markup` (what these functi
 
 import html
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
@@ -26,46 +27,88 @@ def escape(value: object) -> Markup:
 
 
 STYLE = """
-:root { --ink:#23262b; --soft:#6b7280; --line:#e4e2dc; --paper:#fbfaf7; --card:#fff; --accent:#a63d2f; --tint:#f3e5e1; --second:#2f6f8f }
+:root { color-scheme:light dark; --ink:#23262b; --soft:#6b7280; --line:#e4e2dc; --paper:#fbfaf7; --card:#fff; --accent:#a63d2f;
+  --tint:#f3e5e1; --second:#2f6f8f; --kept:#2f6f8f; --heldout:#7fb0c6; --duplicates:#c08a2e; --rejected:#a63d2f; --removed:#b4b1a8; --gain:#2e7d4f }
 @media (prefers-color-scheme: dark) { :root { --ink:#e7e5e0; --soft:#9aa0a8; --line:#383a3f; --paper:#1c1d20; --card:#25272b;
-  --accent:#e07a66; --tint:#46302b; --second:#7fb8d4 } }
-* { box-sizing: border-box }
-body { margin:0; background:var(--paper); color:var(--ink); font:15px/1.65 system-ui,"Noto Sans CJK SC","PingFang SC",sans-serif }
+  --accent:#e07a66; --tint:#46302b; --second:#7fb8d4; --kept:#5b9dbd; --heldout:#355f73; --duplicates:#d6a650; --rejected:#e07a66;
+  --removed:#63656b; --gain:#7cc79a } }
+* { box-sizing:border-box; print-color-adjust:exact; -webkit-print-color-adjust:exact }
+body { margin:0; background:var(--paper); color:var(--ink);
+  font:15px/1.65 system-ui,"Noto Sans CJK SC","Source Han Sans SC","PingFang SC","Microsoft YaHei",sans-serif }
 main { max-width:1060px; margin:0 auto; padding:3rem 1.5rem 5rem }
 header { border-bottom:3px solid var(--accent); margin-bottom:2rem; padding-bottom:1rem }
-h1 { font:600 1.9rem/1.2 Georgia,"Noto Serif CJK SC","Songti SC",serif; margin:0 }
+h1,h2,.flow b { font-family:Georgia,"Noto Serif CJK SC","Source Han Serif SC","Songti SC",SimSun,serif }
+h1 { font-weight:600; font-size:1.9rem; line-height:1.2; margin:0 }
 header p { color:var(--soft); margin:.5rem 0 0 }
+nav { margin-top:.6rem; font-size:.9rem } nav a { margin-right:1.1rem; white-space:nowrap }
+a { color:var(--second); text-decoration:none } a:hover { text-decoration:underline }
 section { margin:2.5rem 0 }
-h2 { font:600 1.2rem/1.3 Georgia,"Noto Serif CJK SC","Songti SC",serif; margin:0 0 .75rem }
-.note { color:var(--soft); max-width:46rem }
+h2 { font-weight:600; font-size:1.2rem; line-height:1.3; margin:0 0 .75rem }
+h3 { font-weight:600; font-size:.95rem; margin:1.4rem 0 .5rem }
+small { color:var(--soft) }
+.note { color:var(--soft); max-width:46rem } .lead { font-size:1.1rem; max-width:46rem; margin:0 0 1rem }
 .scroll { overflow-x:auto; background:var(--card); border:1px solid var(--line); border-radius:8px }
 table { border-collapse:collapse; width:100% }
 th,td { text-align:left; padding:.4rem .8rem; border-bottom:1px solid var(--line); vertical-align:top }
 th { color:var(--soft); font-weight:500; font-size:.85rem; white-space:nowrap }
 tr:last-child td { border-bottom:0 }
 td.n,th.n { text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap }
-code,.sample { font:13px/1.5 ui-monospace,"Noto Sans Mono CJK SC",monospace }
+code,.sample { font:13px/1.5 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono","Noto Sans Mono CJK SC",monospace }
 td { overflow-wrap:anywhere } code { white-space:nowrap }
 .sample { display:block; background:var(--tint); border-radius:4px; padding:0 .4rem; margin:.15rem 0; width:fit-content; max-width:100% }
+.changes { display:flex; flex-wrap:wrap; gap:.1rem 1rem }
+.change { color:var(--soft); max-width:100%; overflow-wrap:anywhere }
+.within { flex-basis:100% }
+.change del { color:var(--ink); background:var(--tint); border-radius:3px; padding:.05em .2em; box-decoration-break:clone;
+  text-decoration:line-through 1px color-mix(in srgb, var(--accent) 65%, transparent) }
+.change ins { color:var(--gain); text-decoration:none; font-weight:600; padding:0 .2em }
+.code { font:11px ui-monospace,monospace; opacity:.8 }
 .flow { display:flex; flex-wrap:wrap; align-items:stretch; gap:.5rem }
 .flow div { flex:1 1 8rem; background:var(--card); border:1px solid var(--line); border-radius:8px; padding:.8rem 1rem }
-.flow b { display:block; font:600 1.45rem/1.3 Georgia,serif; font-variant-numeric:tabular-nums }
-.flow div.out { border-color:var(--accent) } .flow small { color:var(--soft) }
+.flow b { display:block; font-weight:600; font-size:1.45rem; line-height:1.3; font-variant-numeric:tabular-nums; overflow-wrap:anywhere }
+.flow div.out { border-color:var(--accent) }
+.cards { display:grid; gap:.6rem }
+.card { background:var(--card); border:1px solid var(--line); border-radius:8px; padding:.7rem 1rem; break-inside:avoid }
+.card p { margin:.1rem 0 .4rem; color:var(--soft) }
+.card :last-child { margin-bottom:0 } .pair { padding:.15rem 0; overflow-wrap:anywhere } .pair small { margin-left:.5rem }
+.head { display:flex; flex-wrap:wrap; gap:.2rem .8rem; align-items:baseline } .head > :last-child { margin-left:auto; white-space:nowrap }
+.count { display:inline-block; min-width:4.2rem; text-align:right; font-weight:600; font-variant-numeric:tabular-nums }
+.figure { display:inline-block; min-width:3.6rem; margin:0 1rem 0 .4rem; text-align:right; color:var(--soft); font-size:.85rem; font-variant-numeric:tabular-nums }
+.tag { font-size:.78rem; color:var(--soft); border:1px solid var(--line); border-radius:9px; padding:0 .5rem; white-space:nowrap }
+.meter { display:inline-block; width:5rem; height:.5rem; border-radius:3px; background:var(--line); overflow:hidden; vertical-align:middle }
+.meter i { display:block; height:100% }
+.stack { display:flex; height:1.4rem; border-radius:5px; overflow:hidden; gap:2px; margin:.8rem 0 .4rem }
+.stack i { min-width:3px }
+.equation { display:flex; flex-wrap:wrap; gap:0 .9rem; color:var(--soft); font-variant-numeric:tabular-nums }
+.equation b { color:var(--ink); font-weight:600 }
+.dot { display:inline-block; width:.7rem; height:.7rem; border-radius:2px; margin-right:.35rem }
+details { margin:.6rem 0 } summary { color:var(--second); cursor:pointer }
 svg { width:100%; height:auto; background:var(--card); border:1px solid var(--line); border-radius:8px }
-svg text { fill:var(--soft); font:11px system-ui,sans-serif }
+.scroll svg { border:0; min-width:38rem; display:block }
+svg text { fill:var(--soft); font:11px system-ui,"Noto Sans CJK SC",sans-serif }
+svg text.strong { fill:var(--ink); font-size:13px; font-weight:600 }
+@media print { main { max-width:none; padding:0 } nav,summary { display:none } svg,tr { break-inside:avoid } h2,h3 { break-after:avoid }
+  .scroll { overflow:visible } details::details-content { content-visibility:visible; height:auto } }
 """
 
 
+MANY_SECTIONS = 5
+
+
 def page(title: str, sections: Iterable[tuple[str, Markup]], subtitle: str = "") -> str:
-    """A whole document: a title and sections of (heading, body)."""
+    """A whole document: a title and sections of (heading, body), with links to them where there are many."""
+    shown = [(heading, content) for heading, content in sections if content]
     body = "".join(
-        f"<section><h2>{escape(heading)}</h2>{content}</section>" for heading, content in sections if content
+        f'<section id="s{number}"><h2>{escape(heading)}</h2>{content}</section>'
+        for number, (heading, content) in enumerate(shown)
     )
+    links = " ".join(f'<a href="#s{number}">{escape(heading)}</a>' for number, (heading, _) in enumerate(shown))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
-        f"<body><main><header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>{body}</main></body></html>\n"
+        f"<body><main><header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p>"
+        f"{f'<nav>{links}</nav>' if len(shown) > MANY_SECTIONS else ''}</header>{body}</main></body></html>\n"
     )
 
 
@@ -76,6 +119,93 @@ def note(text: str) -> Markup:
 def samples(texts: Iterable[str]) -> Markup:
     """Pieces of text from files, one below the other."""
     return Markup("".join(f'<span class="sample">{escape(text)}</span>' for text in texts))
+
+
+def lead(text: str) -> Markup:
+    """What a report says in one sentence."""
+    return Markup(f'<p class="lead">{escape(text)}</p>')
+
+
+def subsection(heading: str, content: Markup) -> Markup:
+    return Markup(f"<h3>{escape(heading)}</h3>{content}")
+
+
+def details(summary: str, content: Markup) -> Markup:
+    """What only some readers open; in print it is there."""
+    return Markup(f"<details><summary>{escape(summary)}</summary>{content}</details>")
+
+
+def tag(text: str) -> Markup:
+    return Markup(f'<span class="tag">{escape(text)}</span>')
+
+
+def cards(items: Iterable[tuple[Sequence[Markup], Markup]]) -> Markup:
+    """Boxes below each other: what stands in the head, the last of it on the right, and the body."""
+    boxes = (
+        f'<div class="card"><div class="head">{"".join(f"<span>{part}</span>" for part in head)}</div>{body}</div>'
+        for head, body in items
+    )
+    return Markup(f'<div class="cards">{"".join(boxes)}</div>')
+
+
+def pairs(items: Iterable[tuple[str, str]]) -> Markup:
+    """Things with a remark, one below the other."""
+    return Markup(
+        "".join(f'<div class="pair">{escape(name)} <small>{escape(remark)}</small></div>' for name, remark in items)
+    )
+
+
+def visible(text: str) -> Markup:
+    """Text with the characters that nobody would see shown as what they are: line feeds as a mark, others by number."""
+    shown = []
+    for character in text:
+        if character == "\n":
+            shown.append("↵")
+        elif unicodedata.category(character) in ("Cc", "Cf", "Co", "Cn", "Zl", "Zp"):
+            shown.append(f'<span class="code">U+{ord(character):04X}</span>')
+        else:
+            shown.append(html.escape(character))
+    return Markup("".join(shown))
+
+
+def changes(places: Iterable[tuple[str, str, str, str]]) -> Markup:
+    """Places in texts as (before, removed, replacement, after): what was removed struck through, what stands there now
+    beside it, what is around it pale."""
+    shown = [
+        f'<span class="change{" within" if before or after else ""}">{visible(before)}<del>{visible(removed)}</del>'
+        f"{f'<ins>{visible(replacement)}</ins>' if replacement else ''}{visible(after)}</span>"
+        for before, removed, replacement, after in places
+    ]
+    return Markup(f'<div class="changes">{"".join(shown)}</div>' if shown else "")
+
+
+def meter(share: float, colour: str = "accent") -> Markup:
+    """A share from 0 to 1 as a tiny bar, which shows that there is something however small it is."""
+    width = 0 if share <= 0 else min(100.0, max(3.0, 100 * share))
+    return Markup(f'<span class="meter"><i style="width:{width:.0f}%;background:var(--{colour})"></i></span>')
+
+
+def measured(items: Iterable[tuple[float, str, str, str]], colour: str) -> Markup:
+    """Texts one below the other, each behind its share from 0 to 1 and its figure, with a remark."""
+    rows = [
+        f'<div class="pair">{meter(share, colour)}<span class="figure">{escape(figure)}</span> {visible(text)} '
+        f"<small>{escape(remark)}</small></div>"
+        for share, figure, text, remark in items
+    ]
+    return Markup("".join(rows)) if rows else note("None.")
+
+
+def equation(whole: str, parts: Sequence[tuple[str, int, str]]) -> Markup:
+    """A whole as the sum of its parts (label, count, colour): a bar in proportion, and the sum in figures."""
+    there = [part for part in parts if part[1]]
+    bar = "".join(f'<i style="flex:{count};background:var(--{colour})"></i>' for _, count, colour in there)
+    total = sum(count for _, count, _ in there)
+    terms = [f"<span><b>{total:,}</b> {escape(whole)} =</span>"]
+    terms += [
+        f'<span><i class="dot" style="background:var(--{colour})"></i><b>{count:,}</b> {escape(label)}</span>'
+        for label, count, colour in there
+    ]
+    return Markup(f'<div class="stack">{bar}</div><div class="equation">{"".join(terms)}</div>')
 
 
 def flow(steps: Sequence[tuple[str, object, str]]) -> Markup:
@@ -102,9 +232,47 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 960, 270, 72, 34, 28
+# Of ribbons: the height of the whole, the least that a branch's label needs, and where the branches start and end.
+TRUNK, SLOT, RIBBON_START, RIBBON_END = 210, 46, 176, 600
 
 
-def bar_chart(bars: Sequence[tuple[str, float]], x_label: str = "", y_label: str = "") -> Markup:
+def ribbons(trunk: tuple[str, str], branches: Sequence[tuple[str, int, str, str]]) -> Markup:
+    """A whole (label, remark) parting into branches (label, size, remark, colour), as thick as they are large.
+
+    What is too thin to be seen is drawn 1.5 units thick.
+    """
+    there = [branch for branch in branches if branch[1] > 0]
+    total = sum(size for _, size, _, _ in there)
+    if not total:
+        return note("None.")
+    thick = [max(1.5, TRUNK * size / total) for _, size, _, _ in there]
+    slots = [max(SLOT, t + 10) for t in thick]
+    height = sum(slots) + 24
+    y = left = (height - sum(thick)) / 2
+    centre, parts = 12.0, []
+    for (label, size, remark, colour), t, slot in zip(there, thick, slots, strict=True):
+        a, b, middle = RIBBON_START + 10, RIBBON_END, (RIBBON_START + 10 + RIBBON_END) / 2
+        top = centre + (slot - t) / 2
+        parts.append(
+            f'<path d="M{a} {y:.1f}C{middle} {y:.1f} {middle} {top:.1f} {b} {top:.1f}v{t:.1f}'
+            f'C{middle} {top + t:.1f} {middle} {y + t:.1f} {a} {y + t:.1f}z" fill="var(--{colour})" opacity=".45"/>'
+            f'<rect x="{b}" y="{top:.1f}" width="10" height="{t:.1f}" fill="var(--{colour})"/>'
+            f'<rect x="{RIBBON_START}" y="{y:.1f}" width="10" height="{t:.1f}" fill="var(--{colour})"/>'
+            f'<text class="strong" x="{b + 22}" y="{top + t / 2 - 3:.1f}">{size / total:.1%} {escape(label)}</text>'
+            f'<text x="{b + 22}" y="{top + t / 2 + 13:.1f}">{escape(remark)}</text>'
+        )
+        y, centre = y + t, centre + slot
+    middle = left + sum(thick) / 2
+    for shift, style, text in ((-3, ' class="strong"', trunk[0]), (13, "", trunk[1])):
+        parts.append(
+            f'<text{style} x="{RIBBON_START - 12}" y="{middle + shift:.1f}" text-anchor="end">{escape(text)}</text>'
+        )
+    return _svg(parts, height)
+
+
+def bar_chart(
+    bars: Sequence[tuple[str, float]], x_label: str = "", y_label: str = "", colour: str = "accent"
+) -> Markup:
     """Bars of (label, value), from zero."""
     if not bars:
         return note("None.")
@@ -117,7 +285,7 @@ def bar_chart(bars: Sequence[tuple[str, float]], x_label: str = "", y_label: str
         x = LEFT + index * step
         parts.append(
             f'<rect x="{x + step * 0.08:.1f}" y="{HEIGHT - BOTTOM - height:.1f}" width="{step * 0.84:.1f}" height="{height:.1f}" '
-            f'fill="var(--accent)"><title>{escape(label)}: {escape(value)}</title></rect>'
+            f'fill="var(--{colour})"><title>{escape(label)}: {escape(value)}</title></rect>'
         )
         if index % every == 0:
             parts.append(f'<text x="{x + step / 2:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{escape(label)}</text>')
@@ -171,7 +339,7 @@ def _axes(ticks: Sequence[float], y0: float, y1: float, x_label: str, y_label: s
     return parts
 
 
-def _svg(parts: Iterable[str]) -> Markup:
+def _svg(parts: Iterable[str], height: float = HEIGHT) -> Markup:
     return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+        f'<div class="scroll"><svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg></div>'
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from raystyle import adapters, generation, models, storage, tokens
-from raystyle.config import CorpusConfig, ExportConfig, PrepareConfig, SampleConfig, TrainConfig
+from raystyle.config import CorpusConfig, ExportConfig, PrepareConfig, RulesConfig, SampleConfig, TrainConfig
 from raystyle.errors import ConfigError, RunError
 from raystyle.training import plan as planning
 
@@ -21,6 +21,32 @@ def prepare(config: PrepareConfig) -> Any:
     from raystyle.corpus.prepare import prepare as prepare_corpus
 
     return prepare_corpus(config)
+
+
+def rules(config: RulesConfig) -> Iterator[str]:
+    """What `raystyle rules` prints: a listing of the packs, explanations, or hits in files."""
+    import json
+
+    from raystyle.corpus import trial
+    from raystyle.corpus.rules import load_rules, switched_off
+
+    found = load_rules(config.rules, config.enable_rules, config.disable_rules)
+    for name in config.explain:
+        yield trial.explanation(found, name)
+    for hit in (
+        trial.hits(found, config.try_path, config.to_simplified, CorpusConfig.max_source_bytes)
+        if config.try_path
+        else ()
+    ):
+        yield json.dumps(hit._asdict(), ensure_ascii=False) if config.json else trial.shown(hit)
+    if config.explain or config.try_path:
+        return
+    off = switched_off(config.rules, found)
+    if not config.json:
+        yield trial.listing(found, off)
+    for rule in [*found.rules, *off] if config.json else ():
+        fields = {"name": rule.name, "action": rule.action, "why": rule.why, "enabled": rule not in off}
+        yield json.dumps(fields, ensure_ascii=False)
 
 
 def is_prepared(dataset_path: tuple[str, ...]) -> bool:

@@ -3,24 +3,45 @@
 Everything stands on `pyarrow.fs`, which Ray uses too, so credentials, regions and endpoints come the usual way
 (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, …). A write either appears whole or not at all:
 local files are written beside their name and renamed, object stores publish on close.
+
+Object storage fails for a while now and then. The client repeats a failed request at once (`REQUEST_TRIES`); here every
+operation as a whole is tried again (`TRIES`, `FIRST_WAIT`) for as long as the reason may pass: no connection, a time
+limit, a 5xx, an answer cut short. What will not pass, as a missing bucket or wrong credentials, is said at once.
 """
 
 import glob
 import hashlib
+import io
 import json
+import logging
 import os
+import random
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
-from pyarrow import fs
+from pyarrow import ArrowException, fs
 
 from raystyle.errors import StorageError
 
+TRIES = 5  # of an operation on object storage: with these waits about 40 seconds
+FIRST_WAIT = 3.0  # seconds before the second try; doubled before each further one, then shortened by up to half
+REQUEST_TRIES = 3  # of one request, by the client itself, within about two seconds
+CONNECT_TIMEOUT, REQUEST_TIMEOUT = 5.0, 30.0  # seconds; the client's own 1 and 3 are short for a busy store
+DOWNLOADS = 8  # files at once
+CHUNK = 1 << 24  # bytes
+
+_T = TypeVar("_T")
+_JITTER = random.Random()  # its own, for the global one belongs to training
+_LOG = logging.getLogger(__name__)
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
 
@@ -63,16 +84,64 @@ def basename(uri: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The `pyarrow` filesystem of a URI and the path inside it. Raises `StorageError` for an unknown scheme."""
+    """The `pyarrow` filesystem of a URI and the path inside it, as it stands there: `%` and `#` are letters of a name.
+
+    Raises `StorageError` for an unknown scheme and for a bucket on AWS whose region cannot be found out.
+    """
     if not is_remote(uri):
         return fs.LocalFileSystem(), absolute(uri)
-    try:
-        filesystem_, path = fs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            f"cannot open storage `{uri}`: {_reason(error)}\nhint: use a path, s3://… or gs://…"
-        ) from error
-    return filesystem_, path
+    scheme, _, path = absolute(uri).partition("://")
+    bucket = path.partition("/")[0]
+    if scheme not in ("s3", "gs") or not bucket:
+        raise StorageError(f"cannot open storage `{uri}`\nhint: use a path, s3://BUCKET/… or gs://BUCKET/…")
+    prefixes = ("AWS_", "GOOGLE_", "CLOUD_STORAGE_", "STORAGE_EMULATOR_")
+    deciding = frozenset(item for item in os.environ.items() if item[0].startswith(prefixes))
+    return _persist("open", uri, lambda: _client(scheme, bucket, REQUEST_TRIES, os.getpid(), deciding)), path
+
+
+@lru_cache(maxsize=64)
+def _client(scheme: str, bucket: str, tries: int, *_deciding: object) -> fs.FileSystem:
+    """The filesystem of a bucket, with its pool of connections; one for each process and environment."""
+    if scheme == "gs":
+        # Google's client has its own name for this variable but would want credentials all the same.
+        endpoint = os.environ.get("STORAGE_EMULATOR_HOST") or os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT")
+        patience = {"retry_time_limit": timedelta(seconds=2 * tries)}  # its own is 15 minutes
+        if not endpoint:
+            return fs.GcsFileSystem(**patience)
+        protocol, _, host = endpoint.rpartition("://")
+        return fs.GcsFileSystem(anonymous=True, scheme=protocol or "http", endpoint_override=host, **patience)
+    # Arrow reads these variables only in `FileSystem.from_uri`, which takes no retries and no name that is not ASCII.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return fs.S3FileSystem(
+        region=None if endpoint else fs.resolve_s3_region(bucket),
+        endpoint_override=endpoint or None,
+        connect_timeout=CONNECT_TIMEOUT,
+        request_timeout=REQUEST_TIMEOUT,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=tries),
+        allow_delayed_open=True,  # a small file is one request, not three
+    )
+
+
+def _persist(action: str, uri: str, operation: Callable[[], _T]) -> _T:
+    """The result of an operation, tried again where the storage is remote and the reason of a failure may pass.
+
+    Raises `StorageError` with the action, the URI, the reason, and how long it was tried.
+    """
+    start = time.monotonic()
+    for tries in range(1, TRIES + 1):
+        try:
+            return operation()
+        except (OSError, ArrowException) as error:
+            if isinstance(error, StorageError):
+                raise
+            may_pass = is_remote(uri) and re.search(_MAY_PASS, str(error))
+            if not may_pass or tries == TRIES:
+                effort = f" ({tries} tries in {time.monotonic() - start:.0f} s)" if tries > 1 else ""
+                raise StorageError(_message(action, uri, error, effort)) from error
+            wait = FIRST_WAIT * 2 ** (tries - 1) * _JITTER.uniform(0.5, 1)
+            _LOG.warning("%s; trying again in %.0f s", _message(action, uri, error).partition("\n")[0], wait)
+            time.sleep(wait)
+    raise AssertionError("not reached")
 
 
 @contextmanager
@@ -83,30 +152,68 @@ def _explained(action: str, uri: str) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"cannot {action} `{uri}`: {_reason(error)}") from error
+        raise StorageError(_message(action, uri, error)) from error
 
 
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    for pattern, meaning in [
-        (r"NoSuchBucket|bucket does not exist|Bucket .*not found", "no such bucket"),
-        (r"ACCESS_DENIED|AccessDenied|Permission denied|Forbidden|HTTP 403", "access denied; check the credentials"),
-        (
-            r"NETWORK_CONNECTION|Couldn't connect|Could not connect|Connection refused",
-            "cannot reach the storage endpoint",
-        ),
-        (r"No such file|NotFound|does not exist", "no such file or directory"),
-        (r"No space left", "the disk is full"),
-    ]:
-        if re.search(pattern, text, re.IGNORECASE):
-            return meaning
-    return text[:300]
+class _CutShort(OSError):
+    """Fewer bytes came than the file has."""
+
+
+def _complete(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise _CutShort(f"cut short: {len(data)} of {size} bytes came")
+    return data
+
+
+# As the clients of AWS and of Google, and `_CutShort`, put it.
+_MAY_PASS = (
+    r"NETWORK_CONNECTION(?!.*curlCode: (?:51|58|60|77)\b)|HTTP status (?:5\d\d|408|429)|INTERNAL_FAILURE|SLOW_DOWN|THROTTLING|"
+    r"SERVICE_UNAVAILABLE|REQUEST_TIMEOUT|NO_SUCH_UPLOAD|Status\((?:UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|"
+    r"RESOURCE_EXHAUSTED|ABORTED|UNKNOWN)|^cut short"
+)
+_REASONS = [
+    (r"NO_?SUCH_?BUCKET|bucket does not exist|Bucket .*not found", "no such bucket", "check the name of the bucket, and for s3:// AWS_ENDPOINT_URL"),
+    (r"(?:curlCode: |CURL error \[)(?:51|58|60|77)\b", "the storage endpoint's certificate is not trusted", "check the certificates of this machine, and for s3:// AWS_ENDPOINT_URL"),
+    (r"\[Errno 13\]", "permission denied", ""),
+    (
+        r"ACCESS_DENIED|AccessDenied|Permission denied|PERMISSION_DENIED|Forbidden|HTTP (?:status )?40[13]|UNAUTHENTICATED|OAuth2 access token|"
+        r"INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|EXPIRED_?TOKEN|UNRECOGNIZED_CLIENT|INVALID_CLIENT_TOKEN",
+        "access denied",
+        "check the credentials (AWS_PROFILE or AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS) and what they allow",
+    ),
+    (r"NETWORK_CONNECTION|Could not (?:connect|resolve)|Connection refused", "cannot reach the storage endpoint", "check the network, and for s3:// AWS_ENDPOINT_URL"),
+    (_MAY_PASS, "the storage fails or is overloaded", "give the same command again later"),
+    (r"No such file|NotFound|NOT_FOUND|does not exist", "no such file or directory", ""),
+    (r"No space left", "the disk is full", "make room there, or in TMPDIR for what is on its way to or from a bucket"),
+]  # fmt: skip
+
+
+def _message(action: str, uri: str, error: Exception, effort: str = "") -> str:
+    text = re.sub(r"//[^/@\s]*@", "//…@", " ".join(str(error).split()))
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        if len(secret := os.environ.get(name, "")) >= 8:  # shorter ones are no keys, but parts of words
+            text = text.replace(secret, "…")
+    reason, hint = next(((why, way) for pattern, why, way in _REASONS if re.search(pattern, text)), (text[:300], ""))
+    if reason == "no such file or directory" and _bucket_is_missing(uri):
+        reason, hint = _REASONS[0][1:]
+    return f"cannot {action} `{uri}`: {reason}{effort}" + (f"\nhint: {hint}" if hint else "")
+
+
+def _bucket_is_missing(uri: str) -> bool:
+    """Whether it is the bucket that was not found: of a missing object Arrow says the same."""
+    if not is_remote(uri):
+        return False
+    try:
+        filesystem_, path = filesystem(uri)
+        return cast(bool, filesystem_.get_file_info(path.partition("/")[0]).type == fs.FileType.NotFound)
+    except OSError:  # then it is not known to be
+        return False
 
 
 def exists(uri: str) -> bool:
     filesystem_, path = filesystem(uri)
-    with _explained("look at", uri):
-        return cast(bool, filesystem_.get_file_info(path).type != fs.FileType.NotFound)
+    info = _persist("look at", uri, lambda: filesystem_.get_file_info(path))
+    return cast(bool, info.type != fs.FileType.NotFound)
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = (), *, hidden: bool = False) -> list[File]:
@@ -120,16 +227,33 @@ def list_files(uri: str, suffixes: tuple[str, ...] = (), *, hidden: bool = False
     if _GLOB.search(uri) and not exists(uri):
         return _match(uri, suffixes, hidden)
     filesystem_, path = filesystem(uri)
-    with _explained("list", uri):
-        info = filesystem_.get_file_info(path)
-        if info.type == fs.FileType.NotFound:
-            raise StorageError(f"cannot list `{uri}`: no such file or directory")
-        if info.type == fs.FileType.File:
-            return [File(uri, info.size, info.mtime_ns or 0)]
-        found = filesystem_.get_file_info(fs.FileSelector(path, recursive=True))
+    info = _persist("list", uri, lambda: filesystem_.get_file_info(path))
+    if info.type == fs.FileType.File:
+        return [File(uri, info.size, info.mtime_ns or 0)]
+    if not is_remote(uri):
+        return sorted(f for f in _walk(uri) if _wanted(f.uri[len(uri.rstrip("/")) :], suffixes, hidden))
+    found = _persist("list", uri, lambda: filesystem_.get_file_info(fs.FileSelector(path, recursive=True)))
     start = len(path.rstrip("/")) + 1
     files = [File(join(uri, f.path[start:]), f.size, f.mtime_ns or 0) for f in found if f.type == fs.FileType.File]
     return sorted(f for f in files if _wanted(f.uri[len(uri.rstrip("/")) :], suffixes, hidden))
+
+
+def _walk(directory: str) -> Iterator[File]:
+    """Files below a local directory, also those whose names are not UTF-8, on which pyarrow's listing gives up.
+
+    Such names hold surrogates, as `os.fsdecode` makes them. Links to directories are not followed.
+    """
+    path = absolute(directory)
+    for root, _, names in os.walk(path, onerror=_raise):
+        for name in names:
+            file = os.path.join(root, name)
+            if os.path.isfile(file):
+                stat = os.stat(file)
+                yield File(join(directory, os.path.relpath(file, path)), stat.st_size, stat.st_mtime_ns)
+
+
+def _raise(error: OSError) -> None:
+    raise StorageError(f"cannot list `{error.filename}`: {str(error.strerror).lower()}") from error
 
 
 def _wanted(relative: str, suffixes: tuple[str, ...], hidden: bool) -> bool:
@@ -161,9 +285,58 @@ def _translate(pattern: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
+    """A whole file. Raises `StorageError`, also where fewer bytes come than the file has."""
     filesystem_, path = filesystem(uri)
-    with _explained("read", uri), filesystem_.open_input_stream(path, compression=None) as stream:
-        return cast(bytes, stream.read())
+
+    def read() -> bytes:
+        if not is_remote(uri):
+            with open(path, "rb") as file:  # a pipe too, which has no size
+                return file.read()
+        with filesystem_.open_input_file(path) as remote:
+            return _complete(remote.read(), remote.size())
+
+    return _persist("read", uri, read)
+
+
+def open_input(uri: str) -> BinaryIO:
+    """A file to read from and to seek in. Reads of a remote one are tried again, and never short without an error."""
+    filesystem_, path = filesystem(uri)
+    if not is_remote(uri):
+        with _explained("read", uri):
+            return open(path, "rb")
+    file = _persist("read", uri, lambda: filesystem_.open_input_file(path))
+    return cast(BinaryIO, io.BufferedReader(_RemoteFile(uri, file), 1 << 20))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file of which every read is one request for just these bytes."""
+
+    def __init__(self, uri: str, file: Any) -> None:
+        self._uri, self._file = uri, file
+        self._offset, self._size = 0, int(file.size())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._offset = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}[whence])
+        return self._offset
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._offset))
+        buffer[:size] = self._read(size)
+        return size
+
+    def readall(self) -> bytes:
+        return self._read(max(0, self._size - self._offset))
+
+    def _read(self, size: int) -> bytes:
+        data = _persist("read", self._uri, lambda: _complete(self._file.read_at(size, self._offset), size))
+        self._offset += size
+        return data
 
 
 def read_json(uri: str) -> Any:
@@ -194,9 +367,13 @@ def open_output(uri: str) -> Iterator[BinaryIO]:
             # uploaded before the block has ended well.
             with tempfile.SpooledTemporaryFile(max_size=1 << 26) as spool:
                 yield cast(BinaryIO, spool)
-                spool.seek(0)
-                with filesystem_.open_output_stream(path, compression=None) as stream:
-                    shutil.copyfileobj(spool, stream, 1 << 24)
+
+                def send() -> None:
+                    spool.seek(0)
+                    with filesystem_.open_output_stream(path, compression=None) as stream:
+                        shutil.copyfileobj(spool, stream, CHUNK)
+
+                _persist("write", uri, send)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)[:80]}.")
@@ -222,12 +399,18 @@ def _umask() -> int:
 def delete(uri: str) -> None:
     """Remove a file or a directory with all below it; nothing happens where there is none."""
     filesystem_, path = filesystem(uri)
-    with _explained("delete", uri):
+
+    def remove() -> None:
         kind = filesystem_.get_file_info(path).type
-        if kind == fs.FileType.Directory:
-            filesystem_.delete_dir(path)
-        elif kind == fs.FileType.File:
-            filesystem_.delete_file(path)
+        try:
+            if kind == fs.FileType.Directory:
+                filesystem_.delete_dir(path)
+            elif kind == fs.FileType.File:
+                filesystem_.delete_file(path)
+        except FileNotFoundError:  # a request that succeeded though its answer was lost
+            return
+
+    _persist("delete", uri, remove)
 
 
 def upload(local_dir: str, uri: str) -> None:
@@ -237,8 +420,7 @@ def upload(local_dir: str, uri: str) -> None:
             path = os.path.join(root, name)
             relative = os.path.relpath(path, local_dir).replace(os.sep, "/")
             with open(path, "rb") as source, open_output(join(uri, relative)) as target:
-                while chunk := source.read(1 << 24):
-                    target.write(chunk)
+                shutil.copyfileobj(source, target, CHUNK)
 
 
 @contextmanager
@@ -248,10 +430,18 @@ def local_copy(uri: str) -> Iterator[str]:
         yield absolute(uri)
         return
     with tempfile.TemporaryDirectory(prefix="raystyle-") as directory:
-        filesystem_, path = filesystem(uri)
-        with _explained("download", uri):
-            fs.copy_files(path, directory, source_filesystem=filesystem_, destination_filesystem=fs.LocalFileSystem())
+        files = list_files(uri, hidden=True)
+        with ThreadPoolExecutor(DOWNLOADS) as pool:
+            targets = (os.path.join(directory, file.uri[len(uri.rstrip("/")) + 1 :]) for file in files)
+            list(pool.map(_download, [file.uri for file in files], targets))
         yield directory
+
+
+def _download(uri: str, target: str) -> None:
+    """Copy a remote file to a local path, a chunk at a time."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with open_input(uri) as source, _explained("download", uri), open(target, "wb") as file:
+        shutil.copyfileobj(source, file, CHUNK)
 
 
 def sha256(chunks: Iterable[bytes]) -> str:

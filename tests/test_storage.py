@@ -1,8 +1,18 @@
+import contextlib
 import gc
 import os
+import pickle
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faults import KINDS, FaultyProxy
 
 from raystyle import storage
 from raystyle.errors import StorageError
@@ -76,3 +86,214 @@ def test_s3_says_what_is_wrong(s3_server: str) -> None:
 def test_glob_root() -> None:
     assert storage.glob_root("s3://b/novels/*/a.txt") == "s3://b/novels"
     assert storage.glob_root("/a/b.txt") == "/a/b.txt"
+
+
+@pytest.fixture
+def proxy(s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A faulty way to the server. The client itself tries nothing again, and tests do not wait."""
+    monkeypatch.setattr(storage, "REQUEST_TRIES", 1)
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.001)
+    with FaultyProxy(s3_server, delay=0.1) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+def test_bad_weather_changes_nothing(proxy: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "TRIES", 30)
+    proxy.bad_weather(seed=3, rate=0.5)
+    contents = {f"{bucket}/in/{size}.bin": random.Random(size).randbytes(size) for size in (0, 1, 1000, 300_000)}
+    for _ in range(3):
+        for uri, content in contents.items():
+            storage.write_bytes(uri, content)
+        assert {f.uri: f.size for f in storage.list_files(f"{bucket}/in")} == {u: len(c) for u, c in contents.items()}
+        for uri, content in contents.items():
+            assert storage.exists(uri)
+            assert storage.read_bytes(uri) == content
+            with storage.open_input(uri) as file:
+                assert file.read() == content
+        with storage.local_copy(f"{bucket}/in") as folder:
+            assert {f"{bucket}/in/{p.name}": p.read_bytes() for p in Path(folder).iterdir()} == contents
+    storage.delete(f"{bucket}/in/1.bin")
+    assert not storage.exists(f"{bucket}/in/1.bin")
+    assert all(proxy.counts[kind] for kind in KINDS), proxy.counts
+
+
+def test_half_an_answer_is_never_taken_for_the_file(proxy: FaultyProxy, bucket: str) -> None:
+    uri, content = f"{bucket}/a", os.urandom(200_000)
+    storage.write_bytes(uri, content)
+    for read in (storage.read_bytes, lambda uri: storage.open_input(uri).read(), _downloaded):
+        proxy.give(["truncated"] * 3)
+        assert read(uri) == content
+        proxy.give(["truncated"] * 20)
+        with pytest.raises(StorageError, match=r"cannot (read|list) `s3://.*\(5 tries in 0 s\)\nhint: "):
+            read(uri)
+
+
+def _downloaded(uri: str) -> bytes:
+    with storage.local_copy(uri.rpartition("/")[0]) as folder:
+        return (Path(folder) / uri.rpartition("/")[2]).read_bytes()
+
+
+def test_a_large_upload_is_sent_again_whole(proxy: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = random.Random(1).randbytes(24 << 20)
+    for fault in ("interrupted", "error", "lost"):
+        proxy.give([None, fault, None, fault])
+        storage.write_bytes(f"{bucket}/large", content)
+        assert proxy.counts[fault]
+        assert storage.read_bytes(f"{bucket}/large") == content
+
+
+def test_what_will_not_pass_is_said_at_once(proxy: FaultyProxy, bucket: str) -> None:
+    missing = "s3://no-such-bucket-here/x"
+    for action, act in [
+        ("read", storage.read_bytes), ("read", storage.open_input), ("list", storage.list_files),
+        ("write", lambda uri: storage.write_bytes(uri, b"1")),
+    ]:  # fmt: skip
+        with pytest.raises(StorageError, match=rf"cannot {action} `{missing}`: no such bucket\nhint: check the name"):
+            act(missing)
+    with pytest.raises(StorageError, match=r"/x`: no such file or directory$"):
+        storage.read_bytes(f"{bucket}/x")
+    for act in (storage.exists, storage.read_bytes, storage.list_files, lambda uri: storage.write_bytes(uri, b"1")):
+        proxy.give(["denied"] * 9)
+        with pytest.raises(StorageError, match=r"access denied\nhint: check the credentials"):
+            act(f"{bucket}/x")
+        assert proxy.counts["denied"] == 1
+
+
+def test_a_storage_that_is_away_is_waited_for(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage, "REQUEST_TRIES", 1)
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.001)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-key")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        with pytest.raises(
+            StorageError, match=r"cannot reach the storage endpoint \(5 tries in 0 s\)\nhint: "
+        ) as caught:
+            storage.read_bytes(f"{bucket}/x")
+    assert "a-secret-key" not in str(caught.value) + caplog.text
+    assert caplog.text.count("trying again in") == 4
+
+
+def test_waits_add_up_to_about_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+
+    def fail() -> None:
+        raise OSError("AWS Error SLOW_DOWN during GetObject operation")
+
+    with pytest.raises(StorageError, match="the storage fails or is overloaded"):
+        storage._persist("read", "s3://b/k", fail)
+    assert len(waits) == 4 and 22 <= sum(waits) <= 45
+    with pytest.raises(StorageError, match=r"^cannot read `/a`: the storage fails or is overloaded\nhint"):
+        storage._persist("read", "/a", fail)
+    assert len(waits) == 4
+
+
+@pytest.mark.parametrize("name", ["第一 章.txt", "a%20b#c.txt", "why?.txt", "a+b&c=d.txt"])
+def test_s3_takes_every_name(bucket: str, name: str) -> None:
+    storage.write_bytes(f"{bucket}/名/{name}", b"12")
+    (file,) = storage.list_files(f"{bucket}/名")
+    assert file.uri == f"{bucket}/名/{name}" and storage.read_bytes(file.uri) == b"12"
+
+
+def test_one_client_for_a_bucket_and_an_environment(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = storage.filesystem(f"{bucket}/a")[0]
+    assert storage.filesystem(f"{bucket}/b")[0] is client
+    assert pickle.loads(pickle.dumps(client)).get_file_info(bucket[5:]).type.name == "Directory"
+    monkeypatch.setenv("AWS_PROFILE", "another")
+    assert storage.filesystem(f"{bucket}/a")[0] is not client
+
+
+def test_open_input_reads_and_seeks(bucket: str, tmp_path: Path) -> None:
+    content = random.Random(2).randbytes(3 << 20)
+    for uri in (f"{bucket}/a", str(tmp_path / "a")):
+        storage.write_bytes(uri, content)
+        with storage.open_input(uri) as file:
+            assert file.read(5) == content[:5] and file.tell() == 5
+            assert file.seek(-7, os.SEEK_END) == len(content) - 7 and file.read() == content[-7:]
+            assert file.read(1) == b""
+            file.seek(1 << 20)
+            assert file.readline() == content[1 << 20 :].partition(b"\n")[0] + b"\n"
+        with pytest.raises(StorageError, match=r"cannot read .*no such file"):
+            storage.open_input(uri + "-missing")
+
+
+def test_credentials_are_refused_in_a_uri_and_never_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-key")
+
+    def fail() -> None:
+        raise OSError("odd answer of http://me:password@host to a-secret-key")
+
+    with pytest.raises(StorageError, match=r"^cannot read `s3://b/k`: odd answer of http://…@host to …$"):
+        storage._persist("read", "s3://b/k", fail)
+    with pytest.raises(StorageError, match="carries credentials") as caught:
+        storage.read_bytes("s3://KEYNAME:SECRETKEY@bucket/x")
+    assert "SECRETKEY" not in str(caught.value)
+
+
+@pytest.fixture
+def gs_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a small server that speaks Google's protocol."""
+    pytest.importorskip("gcp_storage_emulator")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # It answers one connection at a time unless told so.
+    code = (
+        "from http import server; server.HTTPServer = server.ThreadingHTTPServer\n"
+        "from gcp_storage_emulator.server import create_server\n"
+        f"create_server('127.0.0.1', {port}, in_memory=True, default_bucket='bucket').run()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        yield "gs://bucket"
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def test_gs_round_trip(gs_bucket: str) -> None:
+    uri, content = f"{gs_bucket}/名/第一 章%20#.txt", random.Random(1).randbytes(100_000)
+    storage.write_bytes(uri, content)
+    assert [(f.uri, f.size) for f in storage.list_files(gs_bucket)] == [(uri, len(content))]
+    assert storage.read_bytes(uri) == content
+    with storage.open_input(uri) as file:
+        assert file.seek(-9, os.SEEK_END) and file.read() == content[-9:]
+    with storage.local_copy(f"{gs_bucket}/名") as folder:
+        assert (Path(folder) / "第一 章%20#.txt").read_bytes() == content
+    with pytest.raises(StorageError, match="no such bucket"):
+        storage.write_bytes("gs://another-bucket/a", b"1")
+    storage.delete(f"{gs_bucket}/名")
+    assert not storage.exists(uri)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("this user may not mount a disk")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_leaves_no_half_file(small_disk: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{small_disk}/a", b"old")
+    with pytest.raises(StorageError, match=r"cannot write `.*/a`: the disk is full\nhint: make room"):
+        storage.write_bytes(f"{small_disk}/a", bytes(2 << 20))
+    assert os.listdir(small_disk) == ["a"] and (small_disk / "a").read_bytes() == b"old"
+
+    storage.write_bytes(f"{bucket}/in/large", bytes(2 << 20))
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with pytest.raises(StorageError, match=r"cannot download .*the disk is full"), storage.local_copy(f"{bucket}/in"):
+        pass
+    assert os.listdir(small_disk) == ["a"]

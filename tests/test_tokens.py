@@ -4,18 +4,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prose import PROSE
 
 from raystyle.errors import ModelError
 from raystyle.tokens import (
+    CHUNKS_PER_BATCH,
     MAX_CHUNK_CHARS,
     backend_json,
     chunk_ends,
     encode,
     load_tokenizer,
     prefix_and_end,
+    stream,
     tokenizer_digest,
 )
 
@@ -79,6 +81,105 @@ def test_a_tokenizer_that_marks_starts_sees_the_whole_text() -> None:
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     core.train_from_iterator(PROSE, trainers.BpeTrainer(vocab_size=400))
     assert encode(core, NOVEL)[0].tolist() == core.encode(NOVEL, add_special_tokens=False).ids
+
+
+def byte_level(text: list[str], **pre: Any) -> Any:
+    """A byte-level tokenizer split as Qwen's is, with the merges that this text gives."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    split = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(split, "isolated"), pre_tokenizers.ByteLevel(use_regex=False, **pre)]
+    )
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(text, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    return core
+
+
+QWEN_LIKE = byte_level(PROSE, add_prefix_space=False)
+
+
+def tokenizers_own(core: Any, text: str) -> tuple[list[int], list[int]]:
+    """Ids and offsets by the tokenizer, chunk by chunk."""
+    ids, offsets, start = [], [], 0
+    for end in chunk_ends(text):
+        encoding = core.encode(text[start:end], add_special_tokens=False)
+        ids += encoding.ids
+        offsets += [start + span[0] for span in encoding.offsets]
+        start = end
+    return ids, offsets
+
+
+texts = st.lists(
+    st.sampled_from(
+        [*PROSE, "\n", "\n\n\n", "无标点" * 300, "x", " ", "𠮷野家", "e\u0301", "é", "\u00ad", "👩‍👧", "<eos>"]
+    )
+    | st.text(max_size=20),
+    max_size=60,
+).map("".join)
+
+
+@given(texts)
+@example("")
+@example("é\u0301𠮷" * 2000)
+def test_offsets_are_the_tokenizers_own(text: str) -> None:
+    ids, offsets = encode(QWEN_LIKE, text)
+    assert (ids.tolist(), offsets.tolist()) == tokenizers_own(QWEN_LIKE, text)
+    assert ids.dtype == np.int32 and offsets.dtype == np.int64
+    assert QWEN_LIKE.decode(ids, skip_special_tokens=False) == text
+
+
+@given(texts)
+@example("e\u0301\n" * 3000)
+def test_offsets_are_right_where_the_tokenizer_changes_the_text(text: str) -> None:
+    from tokenizers import Tokenizer, normalizers
+
+    for normalizer in (normalizers.NFC(), normalizers.Sequence([normalizers.Replace("x", "xyz")])):
+        core = Tokenizer.from_str(QWEN_LIKE.to_str())
+        core.normalizer = normalizer
+        ids, offsets = encode(core, text)
+        assert (ids.tolist(), offsets.tolist()) == tokenizers_own(core, text)
+
+
+def test_offsets_are_right_where_the_tokenizer_adds_a_space() -> None:
+    core = byte_level(PROSE, add_prefix_space=True)
+    ids, offsets = encode(core, PROSE[0])
+    encoding = core.encode(PROSE[0], add_special_tokens=False)
+    assert ids.tolist() == encoding.ids and offsets.tolist() == [start for start, _ in encoding.offsets]
+
+
+def test_added_tokens_have_the_length_of_their_text() -> None:
+    core = byte_level(PROSE, add_prefix_space=False)
+    before = encode(core, "今日天气阴沉")[0]
+    core.add_tokens(["天气阴"])
+    ids, offsets = encode(core, "今日天气阴沉")
+    assert len(ids) < len(before) and core.token_to_id("天气阴") in ids
+    assert (ids.tolist(), offsets.tolist()) == tokenizers_own(core, "今日天气阴沉")
+
+
+def test_punctuation_that_joins_the_next_word_does_not_ask_for_the_whole_text() -> None:
+    core = byte_level(["。他来了", "天晴"] * 50, add_prefix_space=False)
+    assert core.token_to_id(core.encode("。他").tokens[0]) and len(core.encode("。他").ids) == 1
+    assert len(list(stream(core, NOVEL * 20))) > 1
+
+
+def test_a_stream_is_the_text_in_order_some_chunks_at_a_time() -> None:
+    batches = list(stream(QWEN_LIKE, NOVEL * 20))
+    assert len(batches) == -(-len(chunk_ends(NOVEL * 20)) // CHUNKS_PER_BATCH) > 1
+    whole = encode(QWEN_LIKE, NOVEL * 20)
+    assert np.concatenate([ids for ids, _ in batches]).tolist() == whole[0].tolist()
+    assert np.concatenate([offsets for _, offsets in batches]).tolist() == whole[1].tolist()
+
+
+def test_streams_do_not_disturb_each_other(tokenizer: Any) -> None:
+    text = NOVEL * 20 + "<eos>"
+    one, other = stream(tokenizer, text), stream(tokenizer, text)
+    first = [next(one)[0], next(other)[0]]
+    assert tokenizer("<eos>", add_special_tokens=False).input_ids == [tokenizer.eos_token_id]
+    rest = [ids for ids, _ in one], [ids for ids, _ in other]
+    assert all(tokenizer.decode(np.concatenate([head, *tail])) == text for head, tail in zip(first, rest, strict=True))
 
 
 def test_the_core_alone_gives_the_same_ids(tokenizer: Any) -> None:

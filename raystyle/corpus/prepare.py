@@ -1,6 +1,6 @@
 """The Ray Data job: raw files to documents and packed rows.
 
-    list inputs -> clean groups of files -> choose held-out documents -> pack ranges of documents -> publish -> manifest
+    list inputs -> clean groups of them -> find duplicates -> choose held-out documents -> collect and pack -> publish
 
 Ray must be initialised. The job owns its unit of work, for Ray Data's own checkpoints lose rows where one input gives many
 outputs, and its writers append under random names: here each task writes parts under names that follow from the plan,
@@ -16,23 +16,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from raystyle import __version__, storage
 from raystyle.config import PrepareConfig
-from raystyle.corpus import parts, shards, stages
+from raystyle.corpus import collect, duplicates, parts, shards, stages
 from raystyle.corpus.manifest import CODE_VERSION, Manifest, find_finished, identity
-from raystyle.corpus.report import write_report
+from raystyle.corpus.quality import Limits
+from raystyle.corpus.report import Duplicate, write_report
 from raystyle.corpus.rules import load_rules
-from raystyle.corpus.sources import Rejection, list_sources
+from raystyle.corpus.sources import Rejection, list_sources, plan_units
 from raystyle.errors import DataError, RaystyleError
 from raystyle.progress import bar
 from raystyle.tokens import backend_json, load_tokenizer, prefix_and_end, tokenizer_digest
 
-FOLDERS = ("documents", "heldout", "removed", "rejected", "rows")
+MAX_DUPLICATES_SHOWN = 500
+FOLDERS = ("documents", "heldout", "removed", "duplicates", "rejected", "rows")
 
 
 def prepare(config: PrepareConfig) -> Manifest:
@@ -42,91 +44,109 @@ def prepare(config: PrepareConfig) -> Manifest:
     `ConfigError`, `ModelError` and `StorageError` for rules, tokenizer and storage that cannot be used.
     """
     output = storage.absolute(config.output_dir)
-    rules = load_rules(config.rules)
-    settings = stages.Settings(
-        config.records, config.document_unit, config.text_column, config.max_seq_length, config.segment_length
-    )
-    deciding = {**settings._asdict(), "heldout_fraction": config.heldout_fraction, "code_version": CODE_VERSION}
+    rules = load_rules(config.rules, config.enable_rules, config.disable_rules)
+    settings = _settings(config)
     sources, refused = list_sources(config.dataset_path, exclude=output)
+    if config.limit:
+        sources = shards.sample_sources(sources, config.limit)
     vocabulary, tokenizer = _load_vocabulary(config)
     rules_entry = {"name": rules.name, "digest": rules.digest}
+    deciding = {**_flat(settings), "code_version": CODE_VERSION}
     wanted = identity(deciding, rules_entry, tokenizer)
     if done := find_finished(output, wanted, sources):
         storage.delete(storage.join(output, "_work"))
         return replace(done, unchanged=True)
     storage.delete(storage.join(output, "manifest.json"))
 
-    # What tokenizing and held-out choice do not touch is reused when only they change.
-    cleaning = [rules.digest, config.records, config.document_unit, config.text_column, CODE_VERSION]
-    work = storage.join(output, "_work", stages.key_of(cleaning)[:16])
+    # What dedup, held-out choice and tokenizing do not touch is reused when only they change.
+    work = storage.join(output, "_work", stages.key_of(rules.digest, settings.cleaning, CODE_VERSION)[:16])
     storage.write_bytes(storage.join(work, "started"), b"")
-    groups = shards.group_sources(sources)
+    units = plan_units(sources)
+    if config.limit:  # of a big source the first part alone
+        units = [unit for unit in units if not unit.start]
+    groups = shards.group_units(units)
     cleaned = _map(
         partial(stages.clean_shard, work=work, rules=rules, settings=settings),
         list(enumerate(groups)),
-        [sum(source.size for source in group) for group in groups],
+        [sum(map(shards.unit_bytes, group)) for group in groups],
         "cleaning",
     )
     entries = _entries(work, len(groups))
     rejected = [*refused, *_rejections(work, len(groups))]
     if not entries:
         storage.delete(storage.join(output, "_work"))
-        reasons = ", ".join(
-            f"{reason} ({count})" for reason, count in Counter(r.reason for r in rejected).most_common(5)
-        )
+        reasons = ", ".join(f"{why} ({count})" for why, count in Counter(r.reason for r in rejected).most_common(5))
         raise DataError(
             f"no text is left of {len(sources)} files: {reasons}\nhint: look at the files, or use other `--rules`"
         )
-    heldout = shards.choose_heldout(entries, config.heldout_fraction)
+    gone, related = _find_duplicates(work, len(groups), cleaned, entries, settings)
+    whole = {(one.shard, one.row) for one in gone if one.chapter < 0}
+    staying = [entry for entry in entries if (entry.shard, entry.row) not in whole]
+    cuts = _cuts(work, len(groups), gone, len(staying), settings)
+    heldout = shards.choose_heldout(staying, config.heldout_fraction, related)
+    size = shards.PACK_SHARD_BYTES if config.records == "documents" else sum(entry.num_bytes for entry in entries)
     ranges = {
-        "documents": shards.pack_ranges([entry for entry in entries if entry.doc_id not in heldout]),
-        "heldout": shards.pack_ranges([entry for entry in entries if entry.doc_id in heldout]),
+        "documents": shards.pack_ranges([entry for entry in staying if entry.doc_id not in heldout], size),
+        "heldout": shards.pack_ranges([entry for entry in staying if entry.doc_id in heldout], size),
     }
     jobs = [(kind, index, shard) for kind, parts_of_kind in ranges.items() for index, shard in enumerate(parts_of_kind)]
-    packed = _map(
-        partial(stages.pack_shard, work=work, vocabulary=vocabulary, settings=settings),
+    collected = _map(
+        partial(collect.collect_shard, cuts=cuts, work=work, vocabulary=vocabulary, settings=settings),
         jobs,
         [sum(entry.num_bytes for entry in shard) for _, _, shard in jobs],
         "packing" if vocabulary else "collecting",
+        threads=config.records == "segments",
     )
-    trained = packed[: len(ranges["documents"])]
-    published = _publish(work, output, len(groups), jobs, trained, vocabulary is not None)
+    trained = collected[: len(ranges["documents"])]
+    published = _publish(work, output, len(groups), jobs, trained, sorted({one.shard for one in gone}), vocabulary)
     _write_rejected(output, rejected)
-    _remove_stale(output, {"documents": len(trained), "heldout": len(packed) - len(trained), "removed": len(groups),
-                           "rejected": 1, "rows": len(published)})  # fmt: skip
 
-    inputs = [entry for marker in cleaned for entry in marker["inputs"]]
+    inputs = _inputs(cleaned)
     manifest = Manifest(
         raystyle=__version__,
         inputs=inputs,
         rules=rules_entry,
         tokenizer=tokenizer,
         config=deciding,
-        counts=_counts(inputs, cleaned, rejected, entries, heldout, trained if vocabulary else None, settings),
+        counts=_counts(inputs, refused, rejected, cleaned, gone, collected, len(trained), settings),
         shards=published,
         digest=stages.key_of(
             wanted,
             [[entry[name] for name in ("relpath", "size", "sha256", "encoding")] for entry in inputs],
             [entry.doc_id for entry in entries],
             sorted(heldout),
-            [marker["content"] for marker in packed],
+            [marker["content"] for marker in collected],
         ),
         output_dir=output,
     )
-    write_report(manifest, rules, cleaned, rejected, entries)
+    write_report(manifest, rules, cleaned, rejected, collected, _shown_duplicates(work, gone), cuts.lines)
     manifest.save()
     storage.delete(storage.join(output, "_work"))
     return manifest
 
 
-def _load_vocabulary(config: PrepareConfig) -> tuple[stages.Vocabulary | None, dict[str, Any] | None]:
+def _settings(config: PrepareConfig) -> stages.Settings:
+    own = {name: getattr(config, name) for name in stages.Settings._fields if name != "limits"}
+    limits = Limits(*(getattr(config, name) for name in Limits._fields))
+    if config.records == "segments":
+        own["dedup"] = "none"
+    return stages.Settings(**own, limits=limits)
+
+
+def _flat(settings: stages.Settings) -> dict[str, Any]:
+    """Settings by the names of their flags."""
+    flat = settings._asdict()
+    return {**flat.pop("limits")._asdict(), **flat}
+
+
+def _load_vocabulary(config: PrepareConfig) -> tuple[collect.Vocabulary | None, dict[str, Any] | None]:
     name = config.tokenizer_name_or_path or config.model_name_or_path
     if name is None:
         return None, None
     tokenizer = load_tokenizer(name, config.trust_remote_code)
     prefix, eos_id = prefix_and_end(tokenizer)
     pad_id = eos_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-    vocabulary = stages.Vocabulary(backend_json(tokenizer), tokenizer_digest(tokenizer), tuple(prefix), eos_id, pad_id)
+    vocabulary = collect.Vocabulary(backend_json(tokenizer), tokenizer_digest(tokenizer), tuple(prefix), eos_id, pad_id)
     entry = {
         "name": name,
         "digest": vocabulary.digest,
@@ -138,15 +158,21 @@ def _load_vocabulary(config: PrepareConfig) -> tuple[stages.Vocabulary | None, d
 
 
 def _map(
-    function: Callable[..., dict[str, Any]], jobs: list[Any], sizes: list[int], title: str, unit: str = "B"
-) -> list[dict[str, Any]]:
-    """Call a function with each job's arguments through Ray Data, one task each; results in the jobs' order."""
+    function: Callable[..., dict[str, Any]], jobs: list[Any], sizes: list[int], title: str, unit: str = "B",
+    threads: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Call a function with each job's arguments through Ray Data, one task each; results in the jobs' order.
+
+    `threads` lets the tokenizer use all cores: right where there is one task.
+    """
     if not jobs:
         return []
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        # One process per core: the tokenizer's own threads would only get in each other's way.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        # One process per core: more threads would only get in each other's way.
+        os.environ["TOKENIZERS_PARALLELISM"] = str(threads).lower()
+        os.environ["RAYON_NUM_THREADS"] = "1"
+        pa.set_cpu_count(1)
         result: dict[str, Any] | RaystyleError
         try:
             result = function(*pickle.loads(row["job"]))
@@ -166,6 +192,21 @@ def _map(
             results[row["index"]] = result
             progress.update(sizes[row["index"]])
     return [results[index] for index in range(len(jobs))]
+
+
+def _once(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Call a function on some worker, which has more memory to spare than the driver."""
+
+    def run() -> dict[str, Any] | RaystyleError:
+        try:
+            return function()
+        except RaystyleError as error:
+            return error
+
+    result = ray.get(ray.remote(num_cpus=1)(run).remote())
+    if isinstance(result, RaystyleError):
+        raise result
+    return result
 
 
 @contextmanager
@@ -197,19 +238,77 @@ def _rejections(work: str, num_groups: int) -> list[Rejection]:
     return [Rejection(**row) for uri in uris for row in parts.read(uri).to_pylist()]
 
 
+def _find_duplicates(
+    work: str, num_groups: int, cleaned: list[dict[str, Any]], entries: list[shards.Entry], settings: stages.Settings
+) -> tuple[list[collect.Gone], list[Any]]:
+    """What dedup takes out, and which of the documents that stay are related."""
+    if settings.signed == "none":
+        return [], []
+    has_chapters = any(marker["chapters"] for marker in cleaned)
+    bands = [
+        (kind, group)
+        for kind in ("whole", "chapters")[: 1 + has_chapters]
+        for group in range(len(duplicates.band_groups()))
+    ]
+    if settings.signed == "near":
+        task = partial(duplicates.find_meetings, num_shards=num_groups, work=work)
+        _map(task, bands, [1] * len(bands), "looking for duplicates", "band")
+    choose = partial(duplicates.choose_duplicates, num_groups, has_chapters, work=work, settings=settings)
+    found = _once(choose)
+    doc_ids = {(entry.shard, entry.row): entry.doc_id for entry in entries}
+    gone = [
+        collect.Gone(**choice, kept_doc_id=doc_ids[choice["kept_shard"], choice["kept_row"]])
+        for choice in parts.read(storage.join(work, "choices.parquet")).to_pylist()
+    ]
+    jobs = [(shard, [one for one in gone if one.shard == shard]) for shard in sorted({one.shard for one in gone})]
+    _map(partial(collect.collect_duplicates, work=work), jobs, [len(mine) for _, mine in jobs], "setting aside", "text")
+    return gone, [((a, b), (c, d)) for (a, b), (c, d) in found["related"]]
+
+
+def _cuts(
+    work: str, num_groups: int, gone: list[collect.Gone], documents: int, settings: stages.Settings
+) -> collect.Cuts:
+    chapters: dict[tuple[int, int], list[int]] = {}
+    for one in gone:
+        if one.chapter >= 0:
+            chapters.setdefault((one.shard, one.row), []).append(one.chapter)
+    if settings.records == "segments":
+        return collect.Cuts({}, frozenset())
+    whole = [(one.shard, one.row) for one in gone if one.chapter < 0]
+    count = partial(duplicates.shared_lines, num_shards=num_groups, work=work, gone=whole, documents=documents)
+    shared = _once(count)
+    return collect.Cuts(chapters, frozenset(line for line, _ in shared["lines"]))
+
+
 def _publish(
-    work: str, output: str, num_groups: int, jobs: list[Any], trained: list[dict[str, Any]], has_rows: bool
-) -> list[dict[str, Any]]:
+    work: str, output: str, num_groups: int, jobs: list[Any], trained: list[dict[str, Any]], gone: list[int],
+    vocabulary: collect.Vocabulary | None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Move finished parts to where they belong, now that each shard's first row is known; the manifest's shards."""
-    firsts = list(accumulate((marker["rows"] for marker in trained), initial=0)) if has_rows else []
-    moves: list[tuple[str, int, int | None]] = [("clean", index, None) for index in range(num_groups)]
-    moves += [(kind, index, firsts[index] if has_rows and kind == "documents" else None) for kind, index, _ in jobs]
-    publish = partial(stages.publish_shard, work=work, output=output)
-    done = _map(publish, moves, [1] * len(moves), "publishing", "part")
+    moves: list[tuple[str, str, int | None]] = []
+
+    def move(source: str, folder: str, first_row: int | None = None) -> None:
+        number = sum(target.startswith(f"{folder}/") for _, target, _ in moves)
+        moves.append((f"{source}.parquet", f"{folder}/{parts.part_name(number)}", first_row))
+
+    for index in range(num_groups):
+        move(f"clean-{index:05d}.removed", "removed")
+    for kind, index, _ in jobs:
+        move(f"{kind}-{index:05d}.documents", kind)
+        move(f"{kind}-{index:05d}.removed", "removed")
+    for shard in gone:
+        move(f"duplicates-{shard:05d}", "duplicates")
+    rows = 0
+    for index, marker in enumerate(trained if vocabulary else []):
+        move(f"documents-{index:05d}.rows", "rows", rows)
+        rows += marker["rows"]
+    _remove_stale(output, {target for _, target, _ in moves})
+    places = [(storage.join(work, source), storage.join(output, target), first) for source, target, first in moves]
+    done = _map(collect.publish, places, [1] * len(moves), "publishing", "part")
     hashes = [result["sha256"] for result in done if result["sha256"]]
     return [
         {"path": f"rows/{parts.part_name(index)}", "rows": marker["rows"], "tokens": marker["tokens"], "sha256": sha256}
-        for index, (marker, sha256) in enumerate(zip(trained if has_rows else [], hashes, strict=True))
+        for index, (marker, sha256) in enumerate(zip(trained if vocabulary else [], hashes, strict=True))
     ]
 
 
@@ -218,41 +317,80 @@ def _write_rejected(output: str, rejected: list[Rejection]) -> None:
     parts.write(storage.join(output, "rejected", parts.part_name(0)), table)
 
 
-def _remove_stale(output: str, expected: dict[str, int]) -> None:
+def _remove_stale(output: str, expected: set[str]) -> None:
     """Delete parts that an interrupted run of another config or of more inputs has left."""
     for folder in FOLDERS:
         uri = storage.join(output, folder)
-        names = {parts.part_name(index) for index in range(expected[folder])}
         for file in storage.list_files(uri) if storage.exists(uri) else []:
-            if storage.basename(file.uri) not in names:
+            if f"{folder}/{storage.basename(file.uri)}" not in expected and folder != "rejected":
                 storage.delete(file.uri)
 
 
+def _inputs(cleaned: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each source: those of its parts added up."""
+    inputs: dict[str, dict[str, Any]] = {}
+    for entry in (entry for marker in cleaned for entry in marker["inputs"]):
+        if (found := inputs.get(entry["relpath"])) is None:
+            inputs[entry["relpath"]] = dict(entry)
+            continue
+        for name in stages.COUNTED:
+            found[name] += entry[name]
+        found["sha256"] = stages.key_of(found["sha256"], entry["sha256"])
+    return list(inputs.values())
+
+
+def _shown_duplicates(work: str, gone: list[collect.Gone]) -> list[Duplicate]:
+    """For the report, of the first duplicates: title and source of what stays, title and source of what goes, the title of
+    its chapter where only that goes, and how similar they are."""
+    shown = gone[:MAX_DUPLICATES_SHOWN]
+    columns = ["doc_id", "title", "source", "chapter_titles"]
+    shards_ = {shard for one in shown for shard in (one.shard, one.kept_shard)}
+    ledgers = {s: parts.read(storage.join(work, f"clean-{s:05d}.documents.parquet"), columns) for s in shards_}
+
+    def named(shard: int, row: int) -> tuple[str, str]:
+        ledger = ledgers[shard]
+        return ledger["title"][row].as_py() or ledger["doc_id"][row].as_py(), ledger["source"][row].as_py()
+
+    def chapter(one: collect.Gone) -> str | None:
+        titles = ledgers[one.shard]["chapter_titles"][one.row].as_py()
+        return (titles[one.chapter] or f"part {one.chapter + 1}") if one.chapter >= 0 else None
+
+    return [
+        (*named(one.kept_shard, one.kept_row), *named(one.shard, one.row), chapter(one), one.similarity)
+        for one in shown
+    ]
+
+
 def _counts(
-    inputs: list[dict[str, Any]],
-    cleaned: list[dict[str, Any]],
-    rejected: list[Rejection],
-    entries: list[shards.Entry],
-    heldout: set[str],
-    trained: list[dict[str, Any]] | None,
-    settings: stages.Settings,
-) -> dict[str, Any]:
-    """What went in and what became of it. `characters` are those of lines, without line breaks."""
+    inputs: list[dict[str, Any]], refused: list[Rejection], rejected: list[Rejection], cleaned: list[dict[str, Any]],
+    gone: list[collect.Gone], collected: list[dict[str, Any]], num_trained: int, settings: stages.Settings,
+) -> dict[str, Any]:  # fmt: skip
+    """What went in and what became of it: every input and every text is accounted for.
+
+    `inputs` are files (and members of zips), with those that were refused unread; `texts` what was found in them, with
+    those refused. A text is rejected, or makes documents; where a document is a whole work, texts = documents + heldout +
+    duplicates + rejected. `characters` are those of lines, without line breaks.
+    """
     hits: Counter[str] = Counter()
     for marker in cleaned:
         hits.update(marker["hits"])
-    total = {name: sum(entry[name] for entry in inputs) for name in ("lines", "characters_in", "characters_kept")}
-    rows = sum(marker["rows"] for marker in trained) if trained is not None else None
-    tokens = sum(marker["tokens"] for marker in trained) if trained is not None else None
+    hits[collect.SHARED_LINE] = sum(marker["removed"] for marker in collected)
+    packed = [marker for marker in collected[:num_trained] if marker["rows"] is not None]
+    rows = sum(marker["rows"] for marker in packed) if packed else None
+    tokens = sum(marker["tokens"] for marker in packed) if packed else None
     return {
-        "inputs": len(inputs),
-        "documents": len(entries) - len(heldout),
-        "heldout": len(heldout),
+        "inputs": len(inputs) + len(refused),
+        "texts": sum(entry["texts"] for entry in inputs) + len(refused),
+        "documents": sum(len(marker["documents"]) for marker in collected[:num_trained]),
+        "heldout": sum(len(marker["documents"]) for marker in collected[num_trained:]),
+        "duplicates": sum(one.chapter < 0 for one in gone),
+        "duplicate_chapters": sum(one.chapter >= 0 for one in gone),
         "rejected": len(rejected),
         "removed": sum(hits.values()),
-        **total,
+        **{name: sum(entry[name] for entry in inputs) for name in ("lines", "characters_in")},
+        "characters_kept": sum(marker["characters"] for marker in collected),
         "rows": rows,
         "tokens": tokens,
         "padding": rows * settings.max_seq_length - tokens if rows is not None and tokens is not None else None,
-        "removed_by_rule": dict(sorted(hits.items())),
+        "removed_by_rule": dict(sorted((rule, count) for rule, count in hits.items() if count)),
     }

@@ -1,4 +1,4 @@
-"""Cleaning rules as data: read a YAML pack, check it, compile it.
+r"""Cleaning rules as data: read YAML packs, check them, compile them.
 
 A pack is a mapping:
 
@@ -9,12 +9,20 @@ A pack is a mapping:
       - name: chapter_heading
         why: one sentence for the report
         action: drop_line              # or cut_span, rewrite
-        pattern: '^第%{number}章'       # Python `re`; sees a line without its outer whitespace
+        pattern: '^第(?P<number>%{number})(?P<unit>章)'  # Python `re`; sees a line without its outer whitespace
         unless: '。$'                   # optional; a line where this is found is left alone
+        max_chars: 60                  # optional; longer lines are left alone, and never looked at
         literals: [第]                 # a line with none of these is never looked at: what makes cleaning fast
-        heading: true                  # optional, drop_line only; the group `title`, or the line, names the chapter
+        characters: '[\ue000-\uf8ff]'  # or, instead of literals, a class of characters one of which it must hold
+        heading: strong                # optional, drop_line only: the line is a chapter's heading by its shape alone;
+                                       # weak: only if its number fits the headings around it (see headings.py).
+                                       # Groups `number`, `unit` and `title` say what stands in it
         at_start: true                 # optional; only before the first line that is kept
+        interrupts: true               # optional, drop_line only: such a line may stand inside a sentence, whose halves
+                                       # are then joined
         replace: '…'                   # rewrite only: a template, or `table: {'&quot;': '"'}` by what was matched
+        outnumbers: true               # with a table: only in a work where the key stands more often than its replacement
+        enabled: false                 # optional; off unless asked for by name
         examples: {match: [第一章], keep: [第一章读完了。]}
 
 The examples are the rule's tests: `load_rules` refuses a pack whose examples fail.
@@ -26,18 +34,26 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Literal, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
+from ahocorasick_rs import AhoCorasick
+from numpy.typing import NDArray
 
 from raystyle import storage
 from raystyle.errors import ConfigError
 
 Action = Literal["drop_line", "cut_span", "rewrite"]
-KEYS = {"name", "why", "action", "pattern", "unless", "literals", "heading", "at_start", "replace", "table", "examples"}
+Heading = Literal["strong", "weak"]
+KEYS = {
+    "name", "why", "action", "pattern", "unless", "max_chars", "literals", "characters", "heading", "at_start", "replace", "table",
+    "interrupts", "outnumbers", "enabled", "examples",
+}  # fmt: skip
 _FRAGMENT = re.compile(r"%\{(\w+)\}")
 
 
@@ -50,29 +66,28 @@ class Rule:
     action: Action
     pattern: re.Pattern[str]
     literals: tuple[str, ...]
+    characters: re.Pattern[str] | None = None
     unless: re.Pattern[str] | None = None
-    heading: bool = False
+    max_chars: int | None = None
+    heading: Heading | None = None
     at_start: bool = False
+    interrupts: bool = False
     replace: str = ""
     table: tuple[tuple[str, str], ...] = ()
+    outnumbers: bool = False
+    enabled: bool = True
     match: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
 
-    @functools.cached_property
-    def any_literal(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self.literals)))
-
-    @functools.cached_property
-    def anchored(self) -> bool:
-        return self.pattern.pattern.startswith("^")
+    def may_apply(self, line: str) -> bool:
+        """Whether the line holds one of the rule's literals or characters."""
+        return bool(self.characters.search(line)) if self.characters else any(lit in line for lit in self.literals)
 
     def spans(self, line: str) -> list[tuple[int, int, str]]:
-        """Where the rule applies in a line: start, end, and what stands there afterwards."""
-        # An anchored pattern mostly fails at its first character, sooner than the literals are through.
-        first, second = (self.pattern, self.any_literal) if self.anchored else (self.any_literal, self.pattern)
-        if not first.search(line) or not second.search(line):
+        """Where the rule applies in a line: start, end, and what stands there afterwards. Literals are not asked for."""
+        if self.max_chars is not None and len(line) > self.max_chars:
             return []
-        if self.unless and self.unless.search(line):
+        if not self.pattern.search(line) or (self.unless and self.unless.search(line)):
             return []
         if self.action == "drop_line":
             return [(0, len(line), "")]
@@ -80,11 +95,11 @@ class Rule:
         spans = [(hit.start(), hit.end(), self._replacement(hit)) for hit in hits]
         return [span for span in spans if line[span[0] : span[1]] != span[2]]
 
-    def title(self, line: str) -> str:
-        """The chapter's name in a heading line."""
+    def named(self, line: str) -> dict[str, str]:
+        """What a heading says of itself: its `number` and `unit` where it has them, its `title`, else the line."""
         hit = self.pattern.search(line)
-        named = hit.groupdict().get("title") if hit else None
-        return (named or line).strip()
+        groups = {name: text.strip() for name, text in (hit.groupdict() if hit else {}).items() if text}
+        return {**groups, "title": groups.get("title") or line.strip()}
 
     def _replacement(self, hit: re.Match[str]) -> str:
         if self.action != "rewrite":
@@ -94,35 +109,78 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """A pack with all that it extends: its rules in order, and the RE2 pattern that finds lines worth a look."""
+    """Packs with all that they extend: their enabled rules, in order."""
 
     name: str
     rules: tuple[Rule, ...]
-    candidate: str
 
-    def candidates(self, lines: list[str]) -> list[bool]:
-        """Which lines hold a literal of any rule that applies anywhere: one pass of RE2's automaton, however many literals there are."""
-        column = pa.array(lines, pa.large_string())
-        return cast(list[bool], pc.match_substring_regex(column, self.candidate).to_pylist())
+    def gate(self, bodies: pa.Array, chars_L: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which lines hold a literal of a rule that looks at lines of such length: RE2's automaton, one pass.
+
+        It says yes too often rather than too seldom; `of` knows better.
+        """
+        longest, unions = self._gates
+        long_L = chars_L > longest
+        candidate_L = np.zeros(len(bodies), bool)
+        for which_L, union in zip((~long_L, long_L), unions, strict=True):
+            some = bodies if which_L.all() else bodies.filter(pa.array(which_L))
+            candidate_L[which_L] = pc.match_substring_regex(some, union).to_numpy(zero_copy_only=False)
+        return candidate_L
+
+    def of(self, line: str) -> list[Rule]:
+        """The rules that have a literal in a line, in their order."""
+        automaton, rules_of, classes = self._finder
+        hits = automaton.find_matches_as_indexes(line, overlapping=True)
+        found = {index for hit in hits for index in rules_of[hit[0]]}
+        found.update(index for index, characters in classes if characters.search(line))
+        return [self.rules[index] for index in sorted(found)]
+
+    @functools.cached_property
+    def _finder(self) -> tuple[AhoCorasick, list[list[int]], list[tuple[int, re.Pattern[str]]]]:
+        """Finds all literals of all rules in one pass over a line; for each literal, the rules that have it; and the rules
+        with a class of characters instead."""
+        rules_of: dict[str, list[int]] = {}
+        for index, rule in enumerate(self.rules):
+            for literal in dict.fromkeys(rule.literals):
+                rules_of.setdefault(literal, []).append(index)
+        classes = [(index, rule.characters) for index, rule in enumerate(self.rules) if rule.characters]
+        return AhoCorasick(list(rules_of), store_patterns=False), list(rules_of.values()), classes
+
+    @functools.cached_property
+    def _gates(self) -> tuple[int, tuple[str, str]]:
+        """The longest line that a rule with a `max_chars` looks at; what finds a literal in lines up to it, and beyond."""
+        rules = [rule for rule in self.rules if not rule.at_start and not rule.outnumbers]
+        limits = [rule.max_chars for rule in rules if rule.max_chars is not None]
+        return max(limits, default=0), (_union(rules), _union([rule for rule in rules if rule.max_chars is None]))
+
+    def __reduce__(self) -> Any:
+        return Rules, (self.name, self.rules)  # what is made from them on first use cannot travel to another process
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the rules do; not of their names for themselves, their reasons or their examples."""
+        """SHA-256 of what the rules do; not of their reasons or their examples."""
         doing = [
-            (
-                r.name,
-                r.action,
-                r.pattern.pattern,
-                r.unless and r.unless.pattern,
-                r.literals,
-                r.heading,
-                r.at_start,
-                r.replace,
-            )
+            [r.name, r.action, r.pattern.pattern, r.characters and r.characters.pattern, r.unless and r.unless.pattern, r.max_chars, r.literals, r.heading,
+             r.at_start, r.interrupts, r.replace, r.table, r.outnumbers]
             for r in self.rules
-        ]
-        tables = [r.table for r in self.rules]
-        return hashlib.sha256(json.dumps([doing, tables], ensure_ascii=False).encode()).hexdigest()
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(doing, ensure_ascii=False).encode()).hexdigest()
+
+
+def _union(rules: Sequence[Rule]) -> str:
+    """An RE2 pattern that finds any literal of the rules."""
+    literals = sorted({literal for rule in rules for literal in rule.literals}, key=lambda lit: (-len(lit), lit))
+    # A literal that contains another never has to be tried: the shorter one finds the line.
+    shortest = [lit for lit in literals if not any(other != lit and other in lit for other in literals)]
+    classes = [_for_re2(rule.characters.pattern) for rule in rules if rule.characters]
+    return "|".join([*map(_quoted, shortest), *classes]) or r"[^\x00-\x{10FFFF}]"
+
+
+def _for_re2(characters: str) -> str:
+    """A class of characters for RE2, which writes a code point in braces behind an x."""
+    return re.sub(
+        r"\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})", lambda hit: rf"\x{{{hit.group(1) or hit.group(2)}}}", characters
+    )
 
 
 def pack_names() -> list[str]:
@@ -130,18 +188,33 @@ def pack_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in _packs().iterdir() if path.name.endswith(".yaml"))
 
 
-def load_rules(name: str) -> Rules:
-    """The pack of that name, or the YAML file at that path. Raises `ConfigError` where it is not a sound pack."""
-    rules = {rule.name: rule for rule in _load(name, ())}
-    literals = sorted(
-        {literal for rule in rules.values() if not rule.at_start for literal in rule.literals},
-        key=lambda lit: (-len(lit), lit),
-    )
-    # A literal that contains another never has to be tried: the shorter one finds the line.
-    shortest = [lit for lit in literals if not any(other != lit and other in lit for other in literals)]
-    candidate = "|".join(_quoted(literal) for literal in shortest) or r"[^\x00-\x{10FFFF}]"
-    label = storage.basename(name).removesuffix(".yaml").removesuffix(".yml")
-    return Rules(label, tuple(rules.values()), candidate)
+def load_rules(names: str | Sequence[str], enable: Sequence[str] = (), disable: Sequence[str] = ()) -> Rules:
+    """Packs by name or by the path of a YAML file, later ones adding to or replacing rules of earlier ones.
+
+    `enable` and `disable` switch single rules. Raises `ConfigError` where a pack is not sound or a name is unknown.
+    """
+    names = [names] if isinstance(names, str) else names
+    rules = {rule.name: rule for name in names for rule in _load(name, ())}
+    for wanted in [*enable, *disable]:
+        if wanted not in rules:
+            near = difflib.get_close_matches(wanted, rules, 1)
+            raise ConfigError(
+                f"no rule named `{wanted}` in {', '.join(names)}\nhint: "
+                + (f"did you mean `{near[0]}`?" if near else "`raystyle rules` lists them")
+            )
+    chosen = [rule for rule in rules.values() if (rule.enabled or rule.name in enable) and rule.name not in disable]
+    label = "+".join(storage.basename(name).removesuffix(".yaml").removesuffix(".yml") for name in names)
+    return Rules(label, tuple(chosen))
+
+
+def switched_off(names: Sequence[str], chosen: Rules) -> list[Rule]:
+    """The rules of packs that are not among the chosen ones."""
+    known = {rule.name for rule in chosen.rules}
+    return [
+        rule
+        for rule in {rule.name: rule for name in names for rule in _load(name, ())}.values()
+        if rule.name not in known
+    ]
 
 
 def _quoted(literal: str) -> str:
@@ -192,18 +265,29 @@ def _refuse_unknown(mapping: dict[str, Any], known: set[str], where: str) -> Non
 
 def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
     where = f"rule `{raw.get('name')}` of `{pack}`" if isinstance(raw, dict) else f"a rule of `{pack}`"
-    if not isinstance(raw, dict) or not {"name", "why", "action", "pattern", "literals"} <= set(raw):
-        raise ConfigError(f"{where} lacks name, why, action, pattern or literals")
+    if not isinstance(raw, dict) or not {"name", "why", "action", "pattern"} <= set(raw):
+        raise ConfigError(f"{where} lacks name, why, action or pattern")
     _refuse_unknown(raw, KEYS, where)
     if raw["action"] not in ("drop_line", "cut_span", "rewrite"):
         raise ConfigError(f"{where}: action is `{raw['action']}`\nhint: use drop_line, cut_span or rewrite")
-    if raw.get("heading") and raw["action"] != "drop_line":
-        raise ConfigError(f"{where}: a heading is a whole line\nhint: use `action: drop_line`")
+    if "heading" in raw and (raw["action"] != "drop_line" or raw["heading"] not in ("strong", "weak")):
+        raise ConfigError(
+            f"{where}: a heading is a whole line\nhint: `action: drop_line` and `heading: strong` or `weak`"
+        )
+    if raw.get("interrupts") and raw["action"] != "drop_line":
+        raise ConfigError(f"{where}: `interrupts` goes with `action: drop_line`")
+    if raw.get("outnumbers") and not raw.get("table"):
+        raise ConfigError(f"{where}: `outnumbers` goes with a `table`")
+    max_chars = raw.get("max_chars")
+    if max_chars is not None and (not isinstance(max_chars, int) or max_chars < 1):
+        raise ConfigError(f"{where}: `max_chars` is {max_chars!r}\nhint: a number of characters")
     if (raw["action"] == "rewrite") != ("replace" in raw or "table" in raw):
         raise ConfigError(f"{where}: `replace` or `table` goes with `action: rewrite`, and only with it")
-    if not raw["literals"] or not all(isinstance(literal, str) and literal for literal in raw["literals"]):
+    literals = raw.get("literals", [])
+    if not all(isinstance(literal, str) and literal for literal in literals) or bool(literals) == ("characters" in raw):
         raise ConfigError(
-            f"{where}: `literals` must be strings, one of which stands in every line that the pattern matches"
+            f"{where}: `literals` must be strings, one of which stands in every line that the pattern matches\n"
+            "hint: or give `characters`, a class such as '[\\ue000-\\uf8ff]'"
         )
     examples = raw.get("examples") or {}
     return Rule(
@@ -211,12 +295,17 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
         why=str(raw["why"]),
         action=cast(Action, raw["action"]),
         pattern=_regex(raw["pattern"], fragments, where),
-        literals=tuple(raw["literals"]),
+        literals=tuple(literals),
+        characters=_regex(raw["characters"], {}, where) if "characters" in raw else None,
         unless=_regex(raw["unless"], fragments, where) if "unless" in raw else None,
-        heading=bool(raw.get("heading")),
+        max_chars=max_chars,
+        heading=raw.get("heading"),
         at_start=bool(raw.get("at_start")),
+        interrupts=bool(raw.get("interrupts")),
         replace=str(raw.get("replace", "")),
         table=tuple((str(key), str(value)) for key, value in (raw.get("table") or {}).items()),
+        outnumbers=bool(raw.get("outnumbers")),
+        enabled=bool(raw.get("enabled", True)),
         match=tuple(examples.get("match", ())),
         keep=tuple(examples.get("keep", ())),
     )
@@ -242,7 +331,7 @@ def _check(rule: Rule, pack: str) -> None:
         raise ConfigError(f"{where} has no example that matches\nhint: add `examples: {{match: [...]}}`")
     for example in rule.match:
         line = example.strip()
-        if not any(literal in line for literal in rule.literals):
+        if not rule.may_apply(line):
             raise ConfigError(f"{where}: none of its literals stands in its example `{example}`")
         spans = rule.spans(line)
         if not spans:
@@ -253,5 +342,5 @@ def _check(rule: Rule, pack: str) -> None:
         if rule.action == "rewrite" and rule.spans(rewritten):
             raise ConfigError(f"{where} would rewrite `{example}` again and again")
     for example in rule.keep:
-        if rule.spans(example.strip()):
+        if rule.may_apply(example) and rule.spans(example.strip()):
             raise ConfigError(f"{where} matches `{example}`, which it must keep")

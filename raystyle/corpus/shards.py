@@ -5,10 +5,10 @@ None of it looks at how many cores or nodes there are, which is why the result d
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from raystyle.corpus.sources import Source
+from raystyle.corpus.sources import UNIT_BYTES, Source, Unit
 from raystyle.errors import DataError
 
 MIN_GROUP_BYTES, MAX_GROUP_BYTES, WANTED_GROUPS = 1 << 20, 16 << 20, 64
@@ -29,19 +29,33 @@ class Entry(NamedTuple):
     num_bytes: int
 
 
-def group_sources(sources: Sequence[Source]) -> list[list[Source]]:
-    """Sources in their order, in groups of 1 to 16 MB, so that ten thousand small files are not ten thousand tasks."""
-    total = sum(source.size for source in sources)
-    target = min(MAX_GROUP_BYTES, max(MIN_GROUP_BYTES, total // WANTED_GROUPS))
-    groups: list[list[Source]] = []
+def group_units(units: Sequence[Unit]) -> list[list[Unit]]:
+    """What is to be read, in its order, in groups of 1 to 16 MB, so that ten thousand small files are not ten thousand tasks."""
+    sizes = [unit_bytes(unit) for unit in units]
+    target = min(MAX_GROUP_BYTES, max(MIN_GROUP_BYTES, sum(sizes) // WANTED_GROUPS))
+    groups: list[list[Unit]] = []
     size = target
-    for source in sources:
+    for unit, num_bytes in zip(units, sizes, strict=True):
         if size >= target:
             groups.append([])
             size = 0
-        groups[-1].append(source)
-        size += source.size
+        groups[-1].append(unit)
+        size += num_bytes
     return groups
+
+
+def unit_bytes(unit: Unit) -> int:
+    """About how many bytes a unit has: a range of row groups was chosen to have a unit's size."""
+    if unit.end is None and unit.start == 0:
+        return unit.source.size
+    end = unit.source.size if unit.end is None else unit.end
+    return UNIT_BYTES if unit.source.kind == "parquet" else end - unit.start
+
+
+def sample_sources(sources: Sequence[Source], limit: int) -> list[Source]:
+    """At most `limit` sources, from all over the corpus: always the same ones."""
+    chosen = set(sorted(sources, key=lambda source: hashlib.sha256(source.relpath.encode()).digest())[:limit])
+    return [source for source in sources if source in chosen]
 
 
 def piece_name(title: str) -> str:
@@ -49,17 +63,32 @@ def piece_name(title: str) -> str:
     return _PART.sub("", title).strip() or title
 
 
-def choose_heldout(entries: Sequence[Entry], fraction: float) -> set[str]:
+def choose_heldout(
+    entries: Sequence[Entry], fraction: float, related: Iterable[tuple[tuple[int, int], tuple[int, int]]] = ()
+) -> set[str]:
     """Ids of the documents to set aside: whole groups, in the order of their hashes, up to `fraction` of all documents.
 
-    A group that would overshoot is passed over; at least one group is taken. Raises `DataError` where fewer than two
-    groups leave nothing to choose.
+    Documents that are `related` (pairs of shard and row) are set aside together or not at all. A group that would
+    overshoot is passed over; at least one group is taken. Raises `DataError` where fewer than two groups leave nothing to
+    choose.
     """
     if fraction == 0:
         return set()
+    group_of = {(entry.shard, entry.row): entry.group for entry in entries}
+    parent = {group: group for group in group_of.values()}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    for one, other in related:
+        if one in group_of and other in group_of:
+            low, high = sorted((root(group_of[one]), root(group_of[other])))
+            parent[high] = low
     groups: dict[str, list[str]] = {}
     for entry in entries:
-        groups.setdefault(entry.group, []).append(entry.doc_id)
+        groups.setdefault(root(entry.group), []).append(entry.doc_id)
     if len(groups) < 2:
         raise DataError(
             f"`heldout_fraction` is {fraction:g}, but the corpus is a single piece ({len(entries)} documents)\n"

@@ -1,84 +1,139 @@
-"""List inputs; turn bytes into text. What cannot be read is a `Rejection` with a reason, never silently skipped.
+"""List inputs and plan how they are read, by their names alone; `records` reads them. What is not read is a `Rejection`.
 
 A source's `relpath` (its path below the directory or glob it was found in) is what ids and order derive from, so that
 the same files give the same result wherever they lie.
 """
 
-import json
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
 from raystyle import storage
-from raystyle.corpus.encodings import Unreadable, decode
+from raystyle.corpus import containers
+from raystyle.corpus.encodings import Unreadable
 from raystyle.errors import DataError
 
-KINDS: dict[str, Literal["text", "jsonl"]] = {".txt": "text", ".text": "text", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-SUPPORTED = ", ".join(KINDS)
+Kind = Literal["text", "jsonl", "json", "parquet", "epub"]
+KINDS: dict[str, Kind] = {
+    ".txt": "text", ".text": "text", ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".json": "json", ".parquet": "parquet", ".epub": "epub",
+}  # fmt: skip
+SUPPORTED = ", ".join([*KINDS, *containers.COMPRESSIONS, ".zip"])
+# JSONL and Parquet above this are read in parts of about this size.
+UNIT_BYTES = 64 << 20
 
 
 class Source(NamedTuple):
-    """One input file. `uri` is the path as the user named it, `location` the same one made absolute."""
+    """One input: a file, or a member of a .zip.
+
+    `uri` is what the user named; a member's is the archive's and its own name. `location` is the absolute path of the file
+    that holds it. `size` is in bytes as stored, a member's as unpacked. `kind` is what the name says, None where that is
+    to be found out from the content. `member` is how `zipfile` names it.
+    """
 
     uri: str
     location: str
     relpath: str
     size: int
     mtime_ns: int
-    kind: Literal["text", "jsonl"]
+    kind: Kind | None
+    member: str | None = None
+
+
+class Unit(NamedTuple):
+    """What is read in one go: a whole source, or a range of a big one (bytes of a JSONL, row groups of a Parquet)."""
+
+    source: Source
+    start: int = 0
+    end: int | None = None
 
 
 class Rejection(NamedTuple):
-    """Something that was not read, and why: a line of `rejected/`."""
+    """Something that was not read, and why: a line of `rejected/`. A record's source is `uri#record`."""
 
     source: str
     reason: str
     detail: str
 
 
-class Record(NamedTuple):
-    """One text of a source: the whole file, or the record at `line_no` of a JSONL file."""
+class Text(NamedTuple):
+    """One text of a source, with LF line ends and no BOM.
 
-    line_no: int | None
+    `record` is None where the source is one text, else which one it is: `byte 12345` (where it begins in the unpacked
+    JSONL), `row 17` (of the Parquet file), `item 3` (of the JSON array; all from 0), or the name of a file in an archive.
+    `title` comes from the title column or the EPUB. `bad_lines` are lines that could not be decoded and are empty here.
+    """
+
+    record: str | None
+    title: str | None
     text: str
+    bad_lines: tuple[tuple[int, str], ...] = ()
+
+
+def unify_line_ends(text: str) -> str:
+    """CRLF and CR as LF. Nothing else ends a line: U+2028, NEL and form feed stay what they are."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def kind_of(name: str) -> Kind | None:
+    """What a name says a file is, below a suffix of compression; None where it says nothing."""
+    path = PurePosixPath(name.lower())
+    return KINDS.get(PurePosixPath(path.stem).suffix if path.suffix in containers.COMPRESSIONS else path.suffix)
 
 
 def list_sources(paths: Iterable[str], exclude: str | None = None) -> tuple[list[Source], list[Rejection]]:
-    """Every data file at files, directories and globs, in an order that does not depend on where they lie.
+    """Every file at files, directories and globs, and in zips, in an order that does not depend on where they lie.
 
-    What lies below `exclude` (the output directory) is no input. A file that is named twice counts once. Two files of the same relpath (from two directories) are told apart by a
-    `#2`. Raises `DataError` where a path does not exist or no data file is left.
+    What lies below `exclude` (the output directory) is no input. A file that is named twice counts once. Two files of the
+    same relpath (from two directories) are told apart by a `#2`. Only the directories of zips are read. Raises `DataError`
+    where a path does not exist or nothing is left.
     """
     paths = list(paths)
+    named = set(paths)
     seen: set[str] = set()
-    found: list[tuple[str, int, storage.File]] = []
+    found: list[tuple[str, int, Source]] = []
+    rejected: list[tuple[str, int, Rejection]] = []
     for order, path in enumerate(paths):
         for relpath, file in _list(path):
             location = storage.absolute(file.uri)
-            if location not in seen and not (exclude and location.startswith(f"{exclude}/")):
-                seen.add(location)
-                found.append((relpath, order, file))
+            if location in seen or (exclude and location.startswith(f"{exclude}/")):
+                continue
+            seen.add(location)
+            if not _is_text(location):
+                shown = file.uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                why = "the file's name is not UTF-8; rename it (`convmv -f gbk -t utf8` does so)"
+                rejected.append((shown, order, Rejection(shown, "unnamed", why)))
+                continue
+            if file.uri not in named and any(part.startswith((".", "_")) for part in relpath.split("/")):
+                why = "a name that begins with `.` or `_`; name the file to read it"
+                rejected.append((relpath, order, Rejection(file.uri, "hidden", why)))
+                continue
+            source = Source(file.uri, location, relpath, file.size, file.mtime_ns, kind_of(relpath))
+            for item in _members(source) if relpath.lower().endswith(".zip") else [source]:
+                if isinstance(item, Source):
+                    found.append((item.relpath, order, item))
+                else:
+                    rejected.append((relpath, order, item))
     sources: list[Source] = []
-    rejected: list[Rejection] = []
     copies: dict[str, int] = {}
-    for relpath, _, file in sorted(found):
-        suffix = PurePosixPath(relpath).suffix.lower()
-        named = file.uri in paths
-        if not named and any(part.startswith((".", "_")) for part in PurePosixPath(relpath).parts):
-            rejected.append(
-                Rejection(file.uri, "hidden", "a name that begins with `.` or `_`; name the file to read it")
-            )
-            continue
-        if suffix not in KINDS:
-            rejected.append(Rejection(file.uri, "unsupported", f"`{suffix or relpath}` is none of {SUPPORTED}"))
-            continue
+    for relpath, _, source in sorted(found, key=lambda entry: (*entry[:2], entry[2].location)):
         copies[relpath] = copies.get(relpath, 0) + 1
         name = relpath if copies[relpath] == 1 else f"{relpath}#{copies[relpath]}"
-        sources.append(Source(file.uri, storage.absolute(file.uri), name, file.size, file.mtime_ns, KINDS[suffix]))
+        sources.append(source._replace(relpath=name))
     if not sources:
         names = ", ".join(f"`{path}`" for path in paths)
         raise DataError(f"no data file at {names} ({len(rejected)} others)\nhint: name files that end in {SUPPORTED}")
-    return sources, rejected
+    return sources, [rejection for *_, rejection in sorted(rejected)]
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: one from an old archive may hold other bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _list(path: str) -> list[tuple[str, storage.File]]:
@@ -98,47 +153,57 @@ def _list(path: str) -> list[tuple[str, storage.File]]:
     return [(file.uri[start:].lstrip("/"), file) for file in files]
 
 
-def read_records(source: Source, data: bytes, text_column: str) -> tuple[str, Iterator[Record | Rejection]]:
-    """The encoding of a source's bytes, and its texts with LF line ends, beside what had to be refused.
-
-    Raises `Unreadable` where the whole file has to be refused.
-    """
-    text, encoding = decode(data)
-    if source.kind == "text":
-        return encoding, iter([Record(None, unify_line_ends(text))])
-    return encoding, _jsonl(source.uri, text, text_column)
-
-
-def unify_line_ends(text: str) -> str:
-    """CRLF and CR as LF. Nothing else ends a line: U+2028, NEL and form feed stay what they are."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _jsonl(uri: str, content: str, text_column: str) -> Iterator[Record | Rejection]:
-    for line_no, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield Record(line_no, _text_of(line, text_column))
-        except Unreadable as refusal:
-            yield Rejection(uri, refusal.reason, f"line {line_no}: {refusal.detail}")
-
-
-def _text_of(line: str, text_column: str) -> str:
+def _members(source: Source) -> Iterator[Source | Rejection]:
+    """The files in a .zip; the .zip itself where it holds none, or is none, or an EPUB: its reader will say."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable("bad_json", str(error)) from error
-    if not isinstance(record, dict):
-        raise Unreadable("bad_json", f"a {type(record).__name__}, not an object")
-    text = record.get(text_column)
-    if not isinstance(text, str):
-        have = ", ".join(f"`{name}`" for name in list(record)[:5])
-        raise Unreadable("no_text", f"no string in `{text_column}`; the fields are {have or 'none'}")
-    if "\0" in text:
-        raise Unreadable("nul", f"a NUL character at {text.index(chr(0))}")
+        archive = containers.open_zip(source.location, source.mtime_ns)
+    except Unreadable:
+        yield source
+        return
+    if containers.is_epub(archive) or not archive.infolist():
+        yield source
+        return
+    for member in containers.members(archive):
+        uri, relpath = f"{source.uri}/{member.name}", f"{source.relpath}/{member.name}"
+        if member.refusal:
+            yield Rejection(uri, *member.refusal)
+        else:
+            yield source._replace(
+                uri=uri, relpath=relpath, size=member.size, kind=kind_of(member.name), member=member.key
+            )
+
+
+def plan_units(sources: Iterable[Source]) -> list[Unit]:
+    """Sources in their order; plain JSONL and Parquet above 64 MB in parts of about that size. Depends on the files alone."""
+    units: list[Unit] = []
+    for source in sources:
+        plain = source.member is None and source.size > UNIT_BYTES
+        name = source.uri.lower()
+        if plain and source.kind == "jsonl" and name.endswith((".jsonl", ".ndjson")):
+            parts = -(-source.size // UNIT_BYTES)
+            bounds = [i * source.size // parts for i in range(parts + 1)]
+        elif plain and source.kind == "parquet" and name.endswith(".parquet"):
+            bounds = _row_group_bounds(source.location)
+        else:
+            bounds = []
+        units += [Unit(source, *bound) for bound in pairwise(bounds)] or [Unit(source)]
+    return units
+
+
+def _row_group_bounds(location: str) -> list[int]:
+    """Where the parts of a Parquet file begin and end, in row groups; none where its footer cannot be read."""
+    import pyarrow.parquet as pq
+
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise Unreadable("undecodable", f"half of a surrogate pair at character {error.start}") from error
-    return unify_line_ends(text)
+        with containers.StorageFile(location) as file, containers.damage("Parquet"):
+            metadata = pq.read_metadata(file)
+            sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    except Unreadable:
+        return []
+    bounds, size = [0], 0
+    for index, group_size in enumerate(sizes):
+        if size and size + group_size > UNIT_BYTES:
+            bounds.append(index)
+            size = 0
+        size += group_size
+    return [*bounds, len(sizes)] if sizes else []

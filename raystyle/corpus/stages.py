@@ -1,31 +1,45 @@
-"""What a task does with its shard: clean a group of sources, or pack a range of documents.
+"""The first stage's task: read, decode, clean and judge a group of inputs. And what tasks of all stages share.
 
 A task writes its parts under names that follow from the plan, then a marker with the key of all that decides them. A
 task whose marker is already there with the same key has nothing to do: that is how a run continues after a crash.
-Imports no ray: each of these runs anywhere.
+Imports no ray: each task runs anywhere. Texts go through in batches, so a group of any size needs little memory.
 """
 
-import functools
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from importlib import metadata
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raystyle import storage
-from raystyle.corpus import pack, parts
-from raystyle.corpus.clean import Cleaned, clean, split
+from raystyle.corpus import dedup, parts
+from raystyle.corpus.clean import BLANK_LINE, OUTER_WHITESPACE, Cleaned, chapters, clean_all
 from raystyle.corpus.encodings import Unreadable
+from raystyle.corpus.quality import Limits, objection
+from raystyle.corpus.records import Reading, read_unit
 from raystyle.corpus.rules import Rules
-from raystyle.corpus.shards import Entry, piece_name
-from raystyle.corpus.sources import Record, Rejection, Source, read_records
+from raystyle.corpus.shards import piece_name
+from raystyle.corpus.sources import Rejection, Source, Text, Unit
 from raystyle.errors import StorageError
-from raystyle.tokens import encode
 
-SAMPLES_PER_RULE = 4
+# Characters cleaned at once: enough that a call's fixed costs do not matter, little enough to hold several times.
+BATCH_CHARS = 4_000_000
+SAMPLES_PER_RULE, CONTEXT_CHARS = 4, 24
+FREQUENT_LINES = 50
+UNDECODABLE = "undecodable_line"
+# What is counted of each input: texts in it and what became of them; characters that came in, that the rules left, and
+# that were rejected.
+COUNTED = (
+    "texts", "documents", "rejected", "removed", "lines", "characters_in", "characters_kept", "characters_rejected",
+)  # fmt: skip
 
 
 class Settings(NamedTuple):
@@ -34,18 +48,32 @@ class Settings(NamedTuple):
     records: str
     document_unit: str
     text_column: str
+    title_column: str | None
+    encoding: str | None
+    max_source_bytes: int
+    limit: int | None
+    to_simplified: str
+    limits: Limits
+    dedup: str
+    dedup_threshold: float
+    dedup_keep: str
+    heldout_fraction: float
     max_seq_length: int
     segment_length: int
+    packing: str
+    boundary_tolerance: float
 
+    @property
+    def signed(self) -> str:
+        """Which signatures the later stages need: `near`, `exact` or `none`. Held-out text must be unlike all other."""
+        if self.records == "segments":
+            return "none"
+        return "near" if self.heldout_fraction else self.dedup
 
-class Vocabulary(NamedTuple):
-    """A tokenizer as plain values: its core as JSON, and the special ids that packing needs."""
-
-    content: str
-    digest: str
-    prefix: tuple[int, ...]
-    eos_id: int
-    pad_id: int
+    @property
+    def cleaning(self) -> tuple[Any, ...]:
+        """What decides the first stage's parts; sketches are equal only where their maker is."""
+        return (*self[:9], self.signed, metadata.version("rensa"))
 
 
 def key_of(*values: Any) -> str:
@@ -53,87 +81,210 @@ def key_of(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
-def _finished(marker: str, key: str) -> dict[str, Any] | None:
+def finished(marker: str, key: str) -> dict[str, Any] | None:
+    """What a task left at its marker, if it did this very work."""
     if storage.exists(marker) and (found := storage.read_json(marker)).get("key") == key:
         return dict(found)
     return None
 
 
-def clean_shard(index: int, sources: list[Source], work: str, rules: Rules, settings: Settings) -> dict[str, Any]:
-    """Read, decode, clean and split a group of sources; the marker that says what came of it."""
+def clean_shard(index: int, units: list[Unit], work: str, rules: Rules, settings: Settings) -> dict[str, Any]:
+    """Read, decode, clean and judge a group of inputs; the marker that says what came of it."""
     stem = storage.join(work, f"clean-{index:05d}")
-    key = key_of([[s.location, s.relpath, s.size, s.mtime_ns] for s in sources])
-    if marker := _finished(f"{stem}.json", key):
+    key = key_of(
+        [[u.source.location, u.source.relpath, u.source.size, u.source.mtime_ns, u.start, u.end] for u in units]
+    )
+    if marker := finished(f"{stem}.json", key):
         return marker
-    documents: list[tuple[Any, ...]] = []
-    removed: list[tuple[Any, ...]] = []
-    rejected: list[Rejection] = []
-    inputs = []
-    hits: Counter[str] = Counter()
-    samples: dict[str, list[str]] = {}
-    for source in sources:
-        entry, kept, taken, refused = _clean_source(source, rules, settings)
-        for row in taken:
-            hits[row[3]] += 1
-            if len(found := samples.setdefault(row[3], [])) < SAMPLES_PER_RULE and row[4].strip():
-                found.append(row[4].strip()[:200])
-        inputs.append({**entry, "documents": len(kept), "removed": len(taken), "rejected": len(refused)})
-        documents += kept
-        removed += taken
-        rejected += refused
-    parts.write(f"{stem}.documents.parquet", parts.table(documents, parts.LEDGER))
-    parts.write(f"{stem}.removed.parquet", parts.table(removed, parts.REMOVED))
-    parts.write(f"{stem}.rejected.parquet", parts.table([tuple(r) for r in rejected], parts.REJECTED))
-    marker = {"key": key, "shard": index, "inputs": inputs, "hits": dict(hits), "samples": samples}
+    with ExitStack() as stack:
+        shard = _Shard(stem, rules, settings, stack)
+        for unit in units:
+            shard.read(unit)
+        shard.flush()
+    marker = {"key": key, "shard": index, **shard.outcome()}
     storage.write_json(f"{stem}.json", marker)
     return marker
 
 
-def _clean_source(
-    source: Source, rules: Rules, settings: Settings
-) -> tuple[dict[str, Any], list[Any], list[Any], list[Rejection]]:
-    """One source's entry in the manifest, its documents, its removals, and what was refused."""
-    entry: dict[str, Any] = {
-        "source": source.uri,
-        "relpath": source.relpath,
-        "size": source.size,
-        "mtime_ns": source.mtime_ns,
-    }
-    entry |= {"sha256": None, "encoding": None, "lines": 0, "characters_in": 0, "characters_kept": 0}
-    try:
-        data = storage.read_bytes(source.location)
-        entry["sha256"] = hashlib.sha256(data).hexdigest()
-        entry["encoding"], records = read_records(source, data, settings.text_column)
-    except Unreadable as refusal:
-        return entry, [], [], [Rejection(source.uri, refusal.reason, refusal.detail)]
-    except StorageError as error:
-        # A local file that cannot be read is that file's trouble; storage that fails is everyone's, and a later run's.
-        if storage.is_remote(source.location):
-            raise
-        return entry, [], [], [Rejection(source.uri, "unreadable", str(error))]
-    documents: list[Any] = []
-    removed: list[Any] = []
-    rejected: list[Rejection] = []
-    joined = _Joined()
-    for record in records:
-        if isinstance(record, Rejection):
-            rejected.append(record)
-            continue
-        cleaned = clean(record.text, rules, from_start=settings.records == "documents")
-        place = source.uri if record.line_no is None else f"{source.uri}#{record.line_no}"
-        removed += [(place, *removal) for removal in cleaned.removals]
-        entry["lines"] += cleaned.lines_in
-        entry["characters_in"] += cleaned.chars_in
-        entry["characters_kept"] += sum(len(line.text) for line in cleaned.lines)
-        if not cleaned.lines:
-            rejected.append(Rejection(place, "no_text_left", f"the rules removed all {cleaned.lines_in} lines"))
-        elif settings.records == "segments":
-            joined.add(cleaned)
-        else:
-            documents += list(_documents(source, record, cleaned, settings.document_unit))
-    if joined.ends:
-        documents.append(_document(source, None, 0, None, joined.text, joined.ends))
-    return entry, documents, removed, rejected
+class _Shard:
+    """The parts of one group while they are being written."""
+
+    def __init__(self, stem: str, rules: Rules, settings: Settings, stack: ExitStack) -> None:
+        self.rules, self.settings = rules, settings
+        schemas = {
+            "documents": parts.LEDGER,
+            "removed": parts.REMOVED,
+            "rejected": parts.REJECTED,
+            "lines": parts.LINES,
+        }
+        if settings.signed != "none":
+            schemas |= {"whole": parts.SIGNATURES, "chapters": parts.SIGNATURES}
+        self.out = {name: stack.enter_context(parts.writer(f"{stem}.{name}.parquet", s)) for name, s in schemas.items()}
+        self.inputs: list[dict[str, Any]] = []
+        self.hits: Counter[str] = Counter()
+        self.samples: dict[str, list[list[str]]] = {}
+        self.recurring: Counter[str] = Counter()
+        self.documents = self.units = 0
+        self.waiting: list[tuple[dict[str, Any], Source, Text]] = []
+        self.waiting_chars = 0
+
+    def read(self, unit: Unit) -> None:
+        """Take in the texts of a unit; batches are cleaned as they fill."""
+        source, settings = unit.source, self.settings
+        entry: dict[str, Any] = {"source": source.uri, "relpath": source.relpath, "size": source.size}
+        entry |= {"mtime_ns": source.mtime_ns, "sha256": None, "encoding": None, "confidence": None}
+        entry |= dict.fromkeys(COUNTED, 0)
+        self.inputs.append(entry)
+        try:
+            reading = read_unit(
+                unit, text_column=settings.text_column, title_column=settings.title_column,
+                encoding=settings.encoding, max_bytes=settings.max_source_bytes,
+            )  # fmt: skip
+            for found in reading.texts:
+                if isinstance(found, Rejection):
+                    self._reject(entry, found)
+                else:
+                    self._take(entry, source, found)
+                if settings.limit and entry["texts"] >= settings.limit:
+                    break
+        except Unreadable as refusal:
+            self._reject(entry, Rejection(source.uri, refusal.reason, refusal.detail))
+            return
+        except StorageError as error:
+            # A local file that cannot be read is that file's trouble; storage that fails is everyone's, and a later run's.
+            if storage.is_remote(source.location):
+                raise
+            self._reject(entry, Rejection(source.uri, "unreadable", str(error)))
+            return
+        self._tell(entry, reading)
+
+    def _tell(self, entry: dict[str, Any], reading: Reading) -> None:
+        entry["encoding"], entry["confidence"] = reading.encoding, reading.confidence
+        entry["sha256"] = None if self.settings.limit else reading.sha256
+
+    def _take(self, entry: dict[str, Any], source: Source, text: Text) -> None:
+        entry["texts"] += 1
+        self.waiting.append((entry, source, text))
+        self.waiting_chars += len(text.text)
+        # Records that are pieces of one text stay together, whatever their size.
+        if self.waiting_chars >= BATCH_CHARS and self.settings.records == "documents":
+            self.flush()
+
+    def _reject(self, entry: dict[str, Any], rejection: Rejection) -> None:
+        entry["texts"] += 1
+        entry["rejected"] += 1
+        self.out["rejected"](parts.table([tuple(rejection)], parts.REJECTED))
+
+    def flush(self) -> None:
+        """Clean the waiting texts and write what comes of them."""
+        waiting, self.waiting, self.waiting_chars = self.waiting, [], 0
+        if not waiting:
+            return
+        pieces = self.settings.records == "segments"
+        cleaned, removed = clean_all(
+            [text.text for *_, text in waiting], self.rules, whole=not pieces, to_simplified=self.settings.to_simplified
+        )
+        self._write_removed(waiting, removed)
+        documents: list[tuple[Any, ...]] = []
+        joined: dict[str, tuple[Source, _Joined]] = {}  # by source
+        for (entry, source, text), result in zip(waiting, cleaned, strict=True):
+            entry["lines"] += result.lines_in
+            entry["characters_in"] += result.chars_in
+            if problem := self._objection(result):
+                self._reject(entry, Rejection(place(source, text), *problem))
+                entry["texts"] -= 1  # it was counted when it was read
+                entry["characters_rejected"] += result.chars_in
+                continue
+            entry["characters_kept"] += len(result.text) - result.text.count("\n")
+            if pieces:
+                entry["documents"] += source.uri not in joined
+                joined.setdefault(source.uri, (source, _Joined()))[1].add(result)
+                continue
+            found = list(_documents(source, text, result, self.settings.document_unit))
+            entry["documents"] += len(found)
+            self._write_lines(result, len(documents))
+            documents += found
+        documents += [_document(source, None, 0, None, one.text, one.ends, []) for source, one in joined.values()]
+        self._write_signatures(documents)
+        self.out["documents"](parts.table(documents, parts.LEDGER))
+        self.documents += len(documents)
+
+    def _objection(self, result: Cleaned) -> tuple[str, str] | None:
+        if not result.text:
+            return "no_text_left", f"the rules removed all {result.lines_in} lines"
+        return (
+            None
+            if self.settings.records == "segments"
+            else objection(result.text, result.solid_in, self.settings.limits)
+        )
+
+    def _write_removed(self, waiting: list[tuple[dict[str, Any], Source, Text]], removed: pa.Table) -> None:
+        for number, count in zip(*np.unique(removed["text_no"].to_numpy(), return_counts=True), strict=True):
+            waiting[number][0]["removed"] += int(count)
+        places = pa.array([place(source, text) for _, source, text in waiting], pa.string())
+        content = removed.append_column("source", places.take(removed["text_no"])).select(parts.REMOVED.names)
+        bad = [
+            (place(source, text), line_no, "drop_line", UNDECODABLE, shown, "", 0, 0)
+            for _, source, text in waiting
+            for line_no, shown in text.bad_lines
+        ]
+        for table in [content, *([parts.table(bad, parts.REMOVED)] if bad else [])]:
+            self.out["removed"](table)
+            counts = pc.value_counts(table["rule"])
+            self.hits.update({row["values"]: row["counts"] for row in counts.to_pylist()})
+        for row in bad[:SAMPLES_PER_RULE]:
+            self.samples.setdefault(UNDECODABLE, []).append(["", row[4][:200], "", ""])
+        self._sample(waiting, removed)
+
+    def _sample(self, waiting: list[tuple[dict[str, Any], Source, Text]], removed: pa.Table) -> None:
+        """Keep a few hits of each rule, with what stands around them in their line."""
+        lines: dict[int, list[str]] = {}
+        for name in sorted({*removed["rule"].unique().to_pylist()} - {BLANK_LINE, OUTER_WHITESPACE}):
+            wanted = SAMPLES_PER_RULE - len(self.samples.setdefault(name, []))
+            if wanted <= 0:
+                continue
+            hits = removed.filter(pc.equal(removed["rule"], name))
+            step = max(1, len(hits) // wanted)
+            for hit in hits.take(pa.array(range(0, len(hits), step)))[:wanted].to_pylist():
+                number = hit["text_no"]
+                if number not in lines:
+                    lines = {number: waiting[number][2].text.split("\n")}  # those of one text at a time
+                line, start, end = lines[number][hit["line_no"] - 1], hit["char_start"], hit["char_end"]
+                if hit["text"] == "\n":  # what follows stands in the next line
+                    line += "\n" + lines[number][hit["line_no"]].lstrip()
+                around = line[max(0, start - CONTEXT_CHARS) : start].lstrip(), line[end : end + CONTEXT_CHARS].rstrip()
+                self.samples[name].append(
+                    [around[0], hit["text"].strip(" \t\u3000")[:200], hit["replacement"], around[1]]
+                )
+
+    def _write_lines(self, result: Cleaned, row: int) -> None:
+        """Lines that look like no story, once each: those that many works share are boilerplate."""
+        self.recurring.update(dict(result.recurring))
+        if result.unmarked:
+            rows = [(self.documents + row, line) for line in result.unmarked]
+            self.out["lines"](parts.table(rows, parts.LINES))
+
+    def _write_signatures(self, documents: list[tuple[Any, ...]]) -> None:
+        if self.settings.signed == "none" or not documents:
+            return
+        ledger = [dict(zip(parts.LEDGER.names, document, strict=True)) for document in documents]
+        ends = [document["chapter_ends"] if len(document["chapter_ends"]) > 1 else [] for document in ledger]
+        whole, pieces = dedup.sign([document["text"] for document in ledger], ends)
+        rows = np.arange(self.documents, self.documents + len(documents))
+        near = self.settings.signed == "near"
+        self.out["whole"](parts.signatures(whole, rows, np.full(len(rows), -1), near))
+        counts = [len(found) for found in ends]
+        numbers = np.concatenate([np.arange(count) for count in counts]) if sum(counts) else np.empty(0, np.int64)
+        self.out["chapters"](parts.signatures(pieces, np.repeat(rows, counts), numbers, near))
+        self.units += len(numbers)
+
+    def outcome(self) -> dict[str, Any]:
+        """What the marker says of the group."""
+        often = [[line, count] for line, count in self.recurring.most_common(FREQUENT_LINES)]
+        return {
+            "inputs": self.inputs, "documents": self.documents, "chapters": self.units, "hits": dict(self.hits),
+            "samples": self.samples, "frequent": often,
+        }  # fmt: skip
 
 
 class _Joined:
@@ -147,8 +298,8 @@ class _Joined:
     def add(self, cleaned: Cleaned) -> None:
         """Append a record; a line break beside its text, which cleaning took as a blank line, is put back once."""
         broken = bool(self.pieces) and self.pieces[-1].endswith("\n")
-        before = "\n" if self.pieces and not broken and cleaned.lines[0].line_no > 1 else ""
-        after = "\n" if cleaned.lines[-1].line_no < cleaned.lines_in else ""
+        before = "\n" if self.pieces and not broken and cleaned.line_nos_K[0] > 1 else ""
+        after = "\n" if cleaned.line_nos_K[-1] < cleaned.lines_in else ""
         self.pieces.append(before + cleaned.text + after)
         self._length += len(self.pieces[-1])
         self.ends.append(self._length)
@@ -158,77 +309,42 @@ class _Joined:
         return "".join(self.pieces)
 
 
-def _documents(source: Source, record: Record, cleaned: Cleaned, unit: str) -> Iterator[tuple[Any, ...]]:
-    for ordinal, (title, text) in enumerate(split(cleaned, unit)):
-        yield _document(source, record.line_no, ordinal, title, text, None)
+def place(source: Source, text: Text) -> str:
+    """How a text is named in removed/ and rejected/."""
+    return source.uri if text.record is None else f"{source.uri}#{text.record}"
+
+
+def _documents(source: Source, text: Text, cleaned: Cleaned, unit: str) -> Iterator[tuple[Any, ...]]:
+    found = chapters(cleaned)
+    if unit == "work":
+        ends = [(title, end) for title, _, end in found]
+        yield _document(source, text, 0, None, cleaned.text, None, ends, cleaned.line_nos_K)
+        return
+    for ordinal, (title, start, end) in enumerate(found):
+        content = cleaned.text[start:end].rstrip("\n")
+        first = cleaned.text.count("\n", 0, start)
+        line_nos_K = cleaned.line_nos_K[first : first + content.count("\n") + 1]
+        yield _document(source, text, ordinal, title, content, None, [], line_nos_K)
 
 
 def _document(
-    source: Source, line_no: int | None, ordinal: int, title: str | None, text: str, ends: list[int] | None
-) -> tuple[Any, ...]:
+    source: Source, text: Text | None, ordinal: int, title: str | None, content: str, record_ends: list[int] | None,
+    chapter_ends: list[tuple[str | None, int]], line_nos_K: Iterable[int] = (),
+) -> tuple[Any, ...]:  # fmt: skip
     """A row of `parts.LEDGER`. Parts of one piece get one group: they are held out together or not at all."""
-    name = [source.relpath, line_no, f"#{ordinal}" if title is None else piece_name(title)]
+    record = text.record if text else None
+    name = [source.relpath, record, f"#{ordinal}" if title is None else piece_name(title)]
     group = json.dumps(name, ensure_ascii=False)
-    doc_id = key_of(source.relpath, line_no, ordinal, text)[:20]
-    if title is None and line_no is None and ordinal == 0:
-        title = PurePosixPath(source.relpath.partition("#")[0]).stem
-    return doc_id, source.uri, title, text, group, len(text.encode()), ends
+    doc_id = key_of(source.relpath, record, ordinal, content)[:20]
+    if title is None and ordinal == 0:
+        own = text.title if text else None
+        title = own or (PurePosixPath(_plain(source.relpath)).stem if record is None else None)
+    return (
+        doc_id, source.uri, title, content, group, len(content.encode()), record_ends,
+        [end for _, end in chapter_ends], [title for title, _ in chapter_ends], np.asarray(line_nos_K, np.int64),
+    )  # fmt: skip
 
 
-def pack_shard(
-    kind: str, index: int, entries: list[Entry], work: str, vocabulary: Vocabulary | None, settings: Settings
-) -> dict[str, Any]:
-    """Collect a range of documents and, where there is a tokenizer and they are to be trained on, pack their rows."""
-    stem = storage.join(work, f"{kind}-{index:05d}")
-    key = key_of([entry.doc_id for entry in entries], vocabulary.digest if vocabulary else None, settings)
-    if marker := _finished(f"{stem}.json", key):
-        return marker
-    rows_of: dict[int, list[int]] = {}
-    for entry in entries:
-        rows_of.setdefault(entry.shard, []).append(entry.row)
-    chosen = []
-    for shard, rows in rows_of.items():
-        chosen += parts.read(storage.join(work, f"clean-{shard:05d}.documents.parquet")).take(rows).to_pylist()
-    columns = {name: [document[name] for document in chosen] for name in parts.DOCUMENTS.names}
-    parts.write(f"{stem}.documents.parquet", parts.table(columns, parts.DOCUMENTS))
-    marker = {"key": key, "rows": None, "tokens": None, "content": key_of(columns["doc_id"])}
-    if vocabulary and kind == "documents":
-        packed = pack.pack(
-            _tokens(chosen, vocabulary), settings.max_seq_length, settings.segment_length, vocabulary.pad_id
-        )
-        parts.write(f"{stem}.rows.parquet", parts.rows_table(packed, 0), parts.ROWS_PER_GROUP)
-        marker |= {"rows": len(packed.input_ids_NT), "tokens": packed.tokens, "content": packed.digest()}
-    storage.write_json(f"{stem}.json", marker)
-    return marker
-
-
-def _tokens(documents: list[dict[str, Any]], vocabulary: Vocabulary) -> Iterator[pack.Tokens]:
-    tokenizer = _tokenizer(vocabulary.content)
-    for document in documents:
-        doc_id, text, ends = document["doc_id"], document["text"], document["records"]
-        if ends is None:
-            ids, offsets = encode(tokenizer, text)
-            yield pack.document(doc_id, ids, offsets, len(text), vocabulary.prefix, vocabulary.eos_id)
-            continue
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            ids, offsets = encode(tokenizer, text[start:end])
-            yield pack.Tokens(doc_id, ids, np.asarray(offsets + start), end)
-
-
-@functools.lru_cache(maxsize=1)
-def _tokenizer(content: str) -> Any:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(content)
-
-
-def publish_shard(kind: str, index: int, first_row: int | None, work: str, output: str) -> dict[str, Any]:
-    """Put a finished shard's parts where they belong, its rows numbered through the corpus; the rows' SHA-256."""
-    stem = storage.join(work, f"{kind}-{index:05d}")
-    name = parts.part_name(index)
-    suffix = "removed" if kind == "clean" else "documents"
-    target = "removed" if kind == "clean" else kind
-    storage.write_bytes(storage.join(output, target, name), storage.read_bytes(f"{stem}.{suffix}.parquet"))
-    if first_row is None:
-        return {"sha256": None}
-    return {"sha256": parts.renumber(f"{stem}.rows.parquet", storage.join(output, "rows", name), first_row)}
+def _plain(relpath: str) -> str:
+    """A relpath without the number of its copy and without a suffix of compression."""
+    return re.sub(r"\.(?:gz|zst|bz2|xz)$", "", re.sub(r"#[0-9]+$", "", relpath))

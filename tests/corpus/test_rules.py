@@ -1,5 +1,8 @@
+import pickle
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from raystyle.corpus.clean import clean
@@ -45,7 +48,8 @@ def test_a_users_pack_adds_and_replaces(tmp_path: Path) -> None:
         ("%{n}", "%{m}", "no fragment `m`"),
         ("'^%{n}$'", "'('", "no regular expression"),
         ("drop_line", "drop", "use drop_line"),
-        ("literals: ['1']", "literal: ['1']", "lacks"),
+        ("literals: ['1']", "literal: ['1']", "did you mean `literals`"),
+        ("pattern: 'a(b)'", "patern: 'a(b)'", "lacks name"),
         ("why: Ours.,", "why: Ours., unles: x,", "did you mean `unless`"),
         ("extends: common", "extends: commons", "no rules named `commons`"),
         ("rules:", "rule:", "no pack"),
@@ -59,7 +63,7 @@ def test_an_unsound_pack_is_refused(tmp_path: Path, old: str, new: str, message:
 
 
 def test_a_pack_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="no rules named `zh_web`\nhint: use common or zh_web_novel"):
+    with pytest.raises(ConfigError, match="no rules named `zh_web`\nhint: use common or zh_book or zh_web_novel"):
         load_rules("zh_web")
     with pytest.raises(StorageError):
         load_rules("/no/such.yaml")
@@ -71,14 +75,31 @@ def test_the_digest_is_of_what_rules_do(tmp_path: Path) -> None:
     assert load_rules(write(tmp_path, GOOD.replace("%{n}", "1%{n}"))).digest != before
 
 
-def test_candidates_are_lines_with_a_literal(tmp_path: Path) -> None:
-    assert load_rules(write(tmp_path, GOOD)).candidates(["x", "a1", "ab", "ruler ----", ""]) == [
-        False,
-        True,
-        True,
-        False,
-        False,
-    ]
+def test_a_line_without_a_literal_or_too_long_for_it_is_never_looked_at(tmp_path: Path) -> None:
+    pack = GOOD.replace("literals: [ab]", "literals: [ab], max_chars: 4")
+    rules = load_rules(write(tmp_path, pack))
+    lines = ["x", "a1", "ab", "ruler ----", "", "xxxxab"]
+    gate = rules.gate(pa.array(lines, pa.large_string()), np.array([len(line) for line in lines], np.int32))
+    assert gate.tolist()[:3] == [False, True, True] and not gate[4]
+    assert [rule.name for rule in rules.of("xab1")] == ["ruler", "own"] and rules.of("x") == []
+    assert not rules.rules[-1].spans("xxxxab") and rules.rules[-1].spans("xxab")
+
+
+def test_rules_travel_to_other_processes() -> None:
+    rules = load_rules("zh_web_novel")
+    rules.of("作者：某某")
+    assert pickle.loads(pickle.dumps(rules)) == rules
+
+
+def test_rules_are_switched_by_name(tmp_path: Path) -> None:
+    pack = write(tmp_path, GOOD.replace("literals: [ab]", "literals: [ab], enabled: false"))
+    assert "own" not in [rule.name for rule in load_rules(pack).rules]
+    assert "own" in [rule.name for rule in load_rules(pack, enable=["own"]).rules]
+    assert "ruler" not in [rule.name for rule in load_rules(pack, disable=["ruler"]).rules]
+    with pytest.raises(ConfigError, match="did you mean `ruler`"):
+        load_rules(pack, disable=["rulers"])
+    both = load_rules(["common", pack])
+    assert both.name == "common+mine" and next(r for r in both.rules if r.name == "ruler").why == "Ours."
 
 
 def test_the_guide_s_own_rule_file_is_valid(tmp_path: Path) -> None:
@@ -87,4 +108,4 @@ def test_the_guide_s_own_rule_file_is_valid(tmp_path: Path) -> None:
     file.write_text(guide.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
     rules = load_rules(str(file))
     assert any(rule.name == "reader_group" for rule in rules.rules)
-    assert clean("读者群：123456\n他说读者群里都是朋友。", rules).text == "他说读者群里都是朋友。"
+    assert clean("读者群：123456\n他说读者群里都是朋友。", rules)[0].text == "他说读者群里都是朋友。"

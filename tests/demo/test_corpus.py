@@ -45,9 +45,9 @@ def test_the_reader_finds_every_encoding(tmp_path: Path) -> None:
     """Big5 bytes pass for GB18030 too: only what the characters are tells them apart."""
     for file in write_corpus(str(tmp_path), 3):
         if file.encoding:
-            text, encoding = decode(_read(file.path))
-            assert encoding == file.encoding
-            assert text == _read(file.path).decode(file.encoding)
+            found = decode(_read(file.path))
+            assert found.encoding == file.encoding
+            assert found.text == _read(file.path).decode(file.encoding)
 
 
 def test_the_broken_file_is_in_no_encoding(tmp_path: Path) -> None:

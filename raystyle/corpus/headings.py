@@ -1,0 +1,253 @@
+"""Which lines are headings where their shape alone does not tell: their numbers do.
+
+Pure. A rule that knows a heading by its shape gives a strong candidate; `weak_candidates` gives those that only a
+sequence can prove, such as `12、归途`, `（三）` or `第七回我…`.
+
+L lines of the work.
+"""
+
+import bisect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raystyle.corpus.context import Layout, among
+
+
+class Candidate(NamedTuple):
+    """A line that may be a heading. Numbers are compared among candidates of one `unit`: 章, or what a bare number
+    stands in, as （）. A strong one is a heading by its shape alone; a weak one only where its number fits."""
+
+    line: int
+    unit: str
+    number: int | None
+    strong: bool
+    title: str = ""
+
+
+_DIGITS = {
+    digit: value
+    for value, row in enumerate(
+        ["〇零○", "一壹", "二贰貳两兩", "三叁參", "四肆", "五伍", "六陆陸", "七柒", "八捌", "九玖"]
+    )
+    for digit in row
+}
+_TENS = {"十": 10, "拾": 10, "百": 100, "佰": 100, "千": 1000, "仟": 1000}
+_JOINED = {"廿": 20, "卅": 30}
+_ROMAN = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
+_ROMAN_FORM = re.compile(r"(?=.)C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
+# Full-width digits and letters, and the Roman numerals that are one character.
+_NARROW = {0xFEE0 + i: i for i in range(0x30, 0x7B)} | {
+    start + i: numeral
+    for start in (0x2160, 0x2170)
+    for i, numeral in enumerate(["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII"])
+}
+
+
+def parse_number(text: str) -> int | None:
+    """A chapter's number in Han numerals (also 廿, 两, 壹贰叁, or digit by digit), Arabic or Roman ones of any width."""
+    text = "".join(text.split()).translate(_NARROW)
+    if re.fullmatch("[0-9]{1,9}", text):
+        return int(text)
+    if _ROMAN_FORM.fullmatch(text.upper()):
+        values = [_ROMAN[letter] for letter in text.upper()]
+        return sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
+    if len(text) > 1 and all(digit in _DIGITS for digit in text):
+        return int("".join(str(_DIGITS[digit]) for digit in text)) if len(text) < 10 else None
+    total, digit, unit = 0, None, 10_000
+    for letter in text:
+        if letter in _DIGITS and (digit is None or digit == 0):
+            digit = _DIGITS[letter]
+        elif letter in _JOINED and digit in (None, 0) and unit > 10:
+            total, digit, unit = total + _JOINED[letter], None, 10
+        elif letter in _TENS and _TENS[letter] < unit and (digit or (digit is None and not total) or letter in "十拾"):
+            unit = _TENS[letter]
+            total, digit = total + (digit or 1) * unit, None
+        else:
+            return None
+    return total + (digit or 0) if text else None
+
+
+_UNITS = {"節": "节", "話": "话", "巻": "卷"}
+
+
+def unit(name: str) -> str:
+    """A unit by its simplified character."""
+    return _UNITS.get(name, name)
+
+
+# What a weak heading may begin with, and how long it is at most.
+NUMERALS = "〇零○一二两兩三四五六七八九十百千廿卅壹贰貳叁參肆伍陆陸柒捌玖拾佰"
+WEAK_STARTS = "第" + NUMERALS + "0123456789０１２３４５６７８９（(IVXⅠⅡⅢⅣⅤⅥⅦⅧⅨⅩ"
+MAX_WEAK = 40
+_NUMBER = rf"(?P<number>[{NUMERALS}]{{1,7}}|[0-9０-９]{{1,4}}|[IVX]{{1,6}}|[Ⅰ-Ⅻ])"
+# A title goes on without the end of a sentence; the joined form may hold a comma, for its number speaks as well.
+_TITLE = r"(?P<title>[^。！？；…“”：:]{1,30}?)"
+_WEAK = [
+    re.compile(rf"第\s?{_NUMBER}\s?(?P<unit>[章回节節卷巻集部篇話话幕折])\s?(?P<title>[^。；…“”]{{0,36}}?)"),
+    re.compile(rf"{_NUMBER}(?P<unit>)"),
+    re.compile(rf"[（(]\s?{_NUMBER}\s?(?P<unit>[)）])\s?(?:{_TITLE})?"),
+    re.compile(rf"{_NUMBER}\s?(?P<unit>[、．.])\s?{_TITLE}"),
+    re.compile(rf"{_NUMBER}(?P<unit>[\s\u3000]){{1,4}}{_TITLE}"),
+]
+_TITLE_FIRST = re.compile(
+    r"(?P<title>[^。！？；…“”，：:（(]{1,20}?)\s?[（(](?P<number>[〇零一二三四五六七八九十百0-9０-９]{1,5})[）)]"
+)
+_ENDED = "。，；：…、,;:”』」"
+_starts, _closes, _ends = among(WEAK_STARTS), among(")）"), among(_ENDED)
+
+
+def weak_candidate(line: int, text: str) -> Candidate | None:
+    """The line (trimmed) as a heading that only a sequence can prove, if it has the shape of one."""
+    if not text or len(text) > MAX_WEAK or text[-1] in _ENDED:
+        return None
+    for shape in _WEAK:
+        hit = shape.fullmatch(text)
+        if hit and (number := parse_number(hit["number"])) is not None:
+            groups = hit.groupdict()
+            unit = _UNITS.get(groups["unit"], groups["unit"])
+            unit = {"）": ")", "．": ".", "\u3000": " "}.get(unit, unit)
+            return Candidate(line, unit, number, False, (groups.get("title") or "").strip())
+    if (hit := _TITLE_FIRST.fullmatch(text)) and (number := parse_number(hit["number"])) is not None:
+        return Candidate(line, "()" + hit["title"].strip(), number, False, text)
+    return None
+
+
+def weak_candidates(layout: Layout, line: Callable[[int], str]) -> list[Candidate]:
+    """All weak candidates of a work; text is fetched only for short lines that begin (or, for `title(3)`, end) like
+    one."""
+    short = np.flatnonzero((layout.chars_L > 0) & (layout.chars_L <= MAX_WEAK))
+    first, last = layout.first_L[short], layout.last_L[short]
+    short = short[(_starts(first) | _closes(last)) & ~_ends(last)]
+    found = (weak_candidate(i, line(i)) for i in short.tolist())
+    return [candidate for candidate in found if candidate]
+
+
+# A chapter has text: fewer characters between two numbers are a list's item.
+MIN_BETWEEN = 200
+# So many numbers in a row prove each other without one strong heading, or at the open end of strong ones; fewer do
+# where strong ones stand on both sides.
+MIN_CHAIN, MIN_CHAIN_BETWEEN = 5, 3
+# One number in a row may be missing.
+MAX_STEP = 2
+# Headings above which numbers may start again at one.
+_LEVEL = {"集": 3, "部": 3, "卷": 2, "篇": 2, "幕": 2, "章": 1, "回": 1, "话": 1, "折": 1, "节": 0}
+
+
+def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[int]:
+    """The lines of all strong candidates, and of the weak ones whose number fits.
+
+    A weak one is accepted where any of these holds; a chain is a row of candidates of one unit, each number one more
+    than the last (one may be missing), with at least MIN_BETWEEN characters of text for each step.
+    1. It is in a chain of MIN_CHAIN weak candidates.
+    2. Its number lies between those of the strong headings of its unit before and behind it (a heading of a higher unit
+       starts numbers anew), and it is in a chain with strong ones: on both sides, or behind it where it is the first,
+       or in a chain of MIN_CHAIN.
+    3. It repeats number and title of the strong heading before it.
+
+    What is rejected stays rejected when the accepted lines and any others are gone, so that cleaning twice is cleaning
+    once. Proof: then no strong heading is left and only 1 can accept. It asks for the existence of a chain, and a
+    chain of what is left is one of the whole: the same candidates in the same order, and what was taken out only makes
+    the text between them shorter. In the same way, while all strong headings are there, taking out weak candidates or
+    other lines accepts nothing new: 2 and 3 look at numbers and at strong headings, and for a chain.
+    """
+    ordered = sorted(candidates, key=lambda candidate: candidate.line)
+    accepted = {candidate.line for candidate in ordered if candidate.strong}
+    ordered = [candidate for candidate in ordered if candidate.strong or candidate.line not in accepted]
+    text_L = np.concatenate([[0], np.cumsum(chars_L, dtype=np.int64)])
+    units: dict[str, list[Candidate]] = {}
+    for candidate in ordered:
+        if candidate.number is not None:
+            units.setdefault(candidate.unit, []).append(candidate)
+    strong = [candidate for candidate in ordered if candidate.strong]
+    for unit, row in units.items():
+        weak = [candidate for candidate in row if not candidate.strong]
+        if not weak:
+            continue
+        accepted |= {c.line for c, links in zip(weak, _links(weak, text_L), strict=True) if links.length >= MIN_CHAIN}
+        if len(weak) == len(row):
+            continue
+        fits, repeats = _between(unit, row, strong)
+        accepted |= repeats
+        fitting = [candidate for candidate in row if candidate.strong or candidate.line in fits]
+        for candidate, links in zip(fitting, _links(fitting, text_L), strict=True):
+            if links.strong_before and links.strong_behind:
+                proved = links.length >= MIN_CHAIN_BETWEEN
+            elif candidate.number in (0, 1):
+                proved = links.strong_behind
+            else:
+                proved = links.length >= MIN_CHAIN and (links.strong_before or links.strong_behind)
+            if proved:
+                accepted.add(candidate.line)
+    return accepted
+
+
+class _Links(NamedTuple):
+    """The longest chain through a candidate, and whether one through it meets a strong heading before and behind it."""
+
+    length: int
+    strong_before: bool
+    strong_behind: bool
+
+
+def _links(row: Sequence[Candidate], text_L: NDArray[np.int64]) -> list[_Links]:
+    starts = [int(text_L[candidate.line]) for candidate in row]
+    ends = [int(text_L[candidate.line + 1]) for candidate in row]
+    numbers = [candidate.number or 0 for candidate in row]
+    before = _reach(numbers, starts, ends, [candidate.strong for candidate in row])
+    # The same from behind: numbers and places turned round.
+    behind = _reach(
+        [-number for number in numbers[::-1]],
+        [-end for end in ends[::-1]],
+        [-start for start in starts[::-1]],
+        [candidate.strong for candidate in row[::-1]],
+    )[::-1]
+    return [_Links(a + b - 1, strong_a, strong_b) for (a, strong_a), (b, strong_b) in zip(before, behind, strict=True)]
+
+
+def _reach(numbers: list[int], starts: list[int], ends: list[int], strong: list[bool]) -> list[tuple[int, bool]]:
+    """For each the longest chain that ends in it, and whether one that ends in it has a strong heading before it."""
+    # For each number what stands so far: where it ends, and the best of all up to there.
+    seen: dict[int, tuple[list[int], list[tuple[int, bool]]]] = {}
+    reached = []
+    for number, start, end, is_strong in zip(numbers, starts, ends, strong, strict=True):
+        length, meets = 0, False
+        for step in range(1, MAX_STEP + 1):
+            places, best = seen.get(number - step, ([], []))
+            if at := bisect.bisect_right(places, start - step * MIN_BETWEEN):
+                length, meets = max(length, best[at - 1][0]), meets or best[at - 1][1]
+        reached.append((length + 1, meets))
+        places, best = seen.setdefault(number, ([], []))
+        last = best[-1] if best else (0, False)
+        places.append(end)
+        best.append((max(last[0], length + 1), last[1] or meets or is_strong))
+    return reached
+
+
+def _between(unit: str, row: list[Candidate], strong: list[Candidate]) -> tuple[set[int], set[int]]:
+    """Lines of weak candidates whose number fits between the strong headings around them, and of those that repeat
+    one."""
+    level = _LEVEL.get(unit, 0)
+    walls = [c for c in strong if c.unit == unit or _LEVEL.get(c.unit, -1) > level]
+    places = [wall.line for wall in walls]
+    fits, repeats = set(), set()
+    for candidate in row:
+        if candidate.strong or candidate.number is None:
+            continue
+        at = bisect.bisect_left(places, candidate.line)
+        before, behind = walls[at - 1] if at else None, walls[at] if at < len(walls) else None
+        low = before.number if before and before.unit == unit and before.number is not None else -1
+        # Behind it the numbers go on, or start again at one.
+        high = behind.number if behind and behind.unit == unit and behind.number not in (None, 0, 1) else None
+        if low < candidate.number and (high is None or candidate.number < high):
+            fits.add(candidate.line)
+        if before and candidate.number == low and candidate.title and _solid(candidate.title) == _solid(before.title):
+            repeats.add(candidate.line)
+    return fits, repeats
+
+
+def _solid(title: str) -> str:
+    return "".join(title.split())

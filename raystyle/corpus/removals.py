@@ -1,0 +1,149 @@
+"""Removals as a table: one row for each dropped line, cut span and rewrite, in the order of their places.
+
+Most of them are indents and blank lines, so the table is made of whole columns; only rules' edits come one by one.
+
+L lines of all texts; R removals.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raystyle.corpus.lines import Lines
+
+SCHEMA = pa.schema(
+    [
+        ("text_no", pa.int32()),
+        ("line_no", pa.int64()),
+        ("action", pa.string()),
+        ("rule", pa.string()),
+        ("text", pa.string()),
+        ("replacement", pa.string()),
+        ("char_start", pa.int64()),
+        ("char_end", pa.int64()),
+    ]
+)
+ACTIONS = ("drop_line", "cut_span", "rewrite")
+DROP_LINE, CUT_SPAN, REWRITE = range(3)
+
+
+class Edited(NamedTuple):
+    """A span of a line (an index into all lines, and characters of the line as it was) that became `replacement`."""
+
+    line: int
+    start: int
+    end: int
+    text: str
+    replacement: str
+    rule: int
+
+
+class _Columns(NamedTuple):
+    line_R: NDArray[np.int64]
+    action_R: NDArray[np.int8]
+    rule_R: NDArray[np.int16]
+    text: pa.Array
+    replacement: pa.Array
+    start_R: NDArray[np.int32]
+    end_R: NDArray[np.int32]
+
+
+def table(
+    lines: Lines, dropped_L: NDArray[np.int16], joined_L: NDArray[np.int16], spaced_L: NDArray[np.bool_],
+    edits: Sequence[Edited], rules: Sequence[str], outer_whitespace: int,
+) -> pa.Table:  # fmt: skip
+    """The removals of all texts.
+
+    `dropped_L` is the rule (an index into `rules`) that dropped a line, or -1; `joined_L` the one that took the line feed
+    after it, for which a space stands where `spaced_L`.
+    """
+    kept_L = dropped_L < 0
+    right_L = lines.left_L + lines.chars_L
+    parts = [
+        _whole(lines, np.flatnonzero(~kept_L), dropped_L),
+        _whitespace(lines, np.flatnonzero(kept_L & (lines.left_L > 0)), np.zeros_like(right_L), lines.left_L, outer_whitespace),
+        _whitespace(lines, np.flatnonzero(kept_L & (right_L < lines.raw_chars_L)), right_L, lines.raw_chars_L, outer_whitespace),
+        _line_feeds(lines, np.flatnonzero(kept_L & (joined_L >= 0)), joined_L, spaced_L),
+        _edits(edits),
+    ]  # fmt: skip
+    line_R, action_R, rule_R, start_R, end_R = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("line_R", "action_R", "rule_R", "start_R", "end_R")
+    )
+    texts, replacements = (
+        pa.concat_arrays([getattr(part, name) for part in parts]) for name in ("text", "replacement")
+    )
+    order_R = np.lexsort((start_R, line_R))
+    take = pa.array(order_R)
+    text_no_R = np.searchsorted(lines.bounds_D, line_R, "right") - 1
+    line_no_R = line_R - lines.bounds_D[text_no_R] + 1
+    columns = [
+        pa.array(text_no_R[order_R], pa.int32()),
+        pa.array(line_no_R[order_R]),
+        pa.array(ACTIONS).take(pa.array(action_R[order_R])),
+        pa.array(rules, pa.string()).take(pa.array(rule_R[order_R])),
+        texts.take(take),
+        replacements.take(take),
+        pa.array(start_R[order_R], pa.int64()),
+        pa.array(end_R[order_R], pa.int64()),
+    ]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _whole(lines: Lines, line_R: NDArray[np.int64], dropped_L: NDArray[np.int16]) -> _Columns:
+    text = lines.raw.take(pa.array(line_R)).cast(pa.string())
+    return _columns(
+        line_R, DROP_LINE, dropped_L[line_R], text, "", np.zeros(len(line_R), np.int32), lines.raw_chars_L[line_R]
+    )
+
+
+def _whitespace(
+    lines: Lines, line_R: NDArray[np.int64], start_L: NDArray[np.int32], end_L: NDArray[np.int32], rule: int
+) -> _Columns:
+    """Spans of whitespace. There are few kinds of them in a file, so those of one place are cut out together."""
+    raw = lines.raw.take(pa.array(line_R))
+    start_R, end_R = start_L[line_R], end_L[line_R]
+    if start_R.any():  # at the right end: count from there
+        start_R, end_R = start_R - end_R, np.zeros_like(end_R)
+    text = np.full(len(line_R), "", object)
+    for start, end in np.unique(np.stack([start_R, end_R]), axis=1).T:
+        which_R = (start_R == start) & (end_R == end)
+        cut = pc.utf8_slice_codeunits(raw.filter(pa.array(which_R)), int(start), int(end) or None)
+        text[which_R] = cut.to_pylist()
+    return _columns(line_R, CUT_SPAN, np.full(len(line_R), rule), pa.array(text, pa.string()), "", start_L[line_R], end_L[line_R])  # fmt: skip
+
+
+def _line_feeds(
+    lines: Lines, line_R: NDArray[np.int64], joined_L: NDArray[np.int16], spaced_L: NDArray[np.bool_]
+) -> _Columns:
+    text = pa.array(["\n"] * len(line_R), pa.string())
+    columns = _columns(
+        line_R, REWRITE, joined_L[line_R], text, "", lines.raw_chars_L[line_R], lines.raw_chars_L[line_R] + 1
+    )
+    return columns._replace(replacement=pa.array(np.where(spaced_L[line_R], " ", ""), pa.string()))
+
+
+def _edits(edits: Sequence[Edited]) -> _Columns:
+    line_R = np.array([edit.line for edit in edits], np.int64)
+    rule_R = np.array([edit.rule for edit in edits], np.int16)
+    start_R = np.array([edit.start for edit in edits], np.int32)
+    end_R = np.array([edit.end for edit in edits], np.int32)
+    action_R = np.array([REWRITE if edit.replacement else CUT_SPAN for edit in edits], np.int8)
+    text = pa.array([edit.text for edit in edits], pa.string())
+    replacement = pa.array([edit.replacement for edit in edits], pa.string())
+    return _Columns(line_R, action_R, rule_R, text, replacement, start_R, end_R)
+
+
+def _columns(
+    line_R: NDArray[np.int64], action: int, rule_R: NDArray[np.int16], text: pa.Array, replacement: str,
+    start_R: NDArray[np.int32], end_R: NDArray[np.int32],
+) -> _Columns:  # fmt: skip
+    count = len(line_R)
+    return _Columns(
+        line_R, np.full(count, action, np.int8), rule_R.astype(np.int16), text, pa.array([replacement] * count, pa.string()),
+        start_R.astype(np.int32), end_R.astype(np.int32),
+    )  # fmt: skip

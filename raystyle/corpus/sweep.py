@@ -1,0 +1,123 @@
+"""One line under the rules: which rule drops it, or what is left of it and by which edits.
+
+The rules are tried in order; the first that applies drops the line or edits it, and then they are tried again on what is
+left, until none applies: hence sweeping what was swept changes nothing. Every edit is kept as a place in the line as it
+was, so it can be undone.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from raystyle.corpus.rules import Rule, Rules
+from raystyle.errors import ConfigError
+
+# Brackets and separators that a cut leaves behind are noise too; dots and dashes may be all that someone says.
+_LEFTOVER = frozenset(
+    " \u3000\t()[]{}<>（）【】〔〕［］《》〈〉「」『』|｜/／\\＼_*＊·•,，、:：;；.。~～=＝+#＃@＠$＄%％^＾&＆\"'“”‘’-－`"
+)
+_MAX_EDITS = 200
+# Whitespace that a cut has brought to an end of the line.
+OUTER_WHITESPACE = "outer_whitespace"
+
+
+class Edit(NamedTuple):
+    """The characters `start` to `end` of the line as it was became `replacement`."""
+
+    start: int
+    end: int
+    replacement: str
+    rule: str
+
+
+class Swept(NamedTuple):
+    """What is left of a line, and the edits that led there; `dropped` names the rule that took all of it."""
+
+    text: str
+    edits: list[Edit]
+    dropped: Rule | None
+
+
+def sweep(line: str, rules: Sequence[Rule], all_rules: Rules, edits: Iterable[Edit] = ()) -> Swept:
+    """Apply rules to a line without outer whitespace.
+
+    `rules` are those that may apply to it as it is; what an edit leaves is tried against `all_rules` again, but for those
+    that wait for a context (`at_start`, weak headings). `edits` have been made before.
+    """
+    edits = list(edits)
+    body, origins = apply(line, edits) if edits else (line, None)
+    shortest, idle = len(body) + 1, 0
+    # What gets shorter comes to an end by itself, however often it is rewritten; only the rest is counted.
+    while idle < _MAX_EDITS:
+        shortest, idle = min(shortest, len(body)), idle + 1 if len(body) >= shortest else 0
+        found = next(((rule, spans) for rule in rules if (spans := rule.spans(body))), None)
+        if found is None:
+            return Swept(body, edits, None)
+        rule, spans = found
+        if rule.action == "drop_line":
+            return Swept(body, edits, rule)
+        origins = origins or apply(line, edits)[1]
+        for start, end, replacement in reversed(spans):
+            edits = _edited(edits, body, origins, Edit(start, end, replacement, rule.name))
+        edits = _trimmed(line, edits)
+        body, origins = apply(line, edits)
+        left = body.strip()
+        if not left or (rule.action == "cut_span" and _LEFTOVER.issuperset(left)):
+            return Swept(left, edits, rule)
+        rules = plain(all_rules.of(body))
+    raise ConfigError(f"rules `{all_rules.name}` keep rewriting the line `{line[:80]}`\nhint: check rule `{rule.name}`")
+
+
+def plain(rules: Iterable[Rule]) -> list[Rule]:
+    """Rules that a line alone decides."""
+    return [rule for rule in rules if not rule.at_start and not rule.outnumbers and rule.heading != "weak"]
+
+
+def apply(line: str, edits: Iterable[Edit]) -> tuple[str, list[tuple[int, int]]]:
+    """An edited line, and for each of its characters the part of the line as it was that it stands for."""
+    out: list[str] = []
+    origins: list[tuple[int, int]] = []
+    place = 0
+    for edit in edits:
+        out += [line[place : edit.start], edit.replacement]
+        origins += [(i, i + 1) for i in range(place, edit.start)]
+        origins += [(edit.start, edit.end)] * len(edit.replacement)
+        place = edit.end
+    origins += [(i, i + 1) for i in range(place, len(line))]
+    return "".join([*out, line[place:]]), origins
+
+
+def difference(line: str, wanted: str, rule: str) -> list[Edit]:
+    """The one edit, as short as can be, that makes `wanted` of a line."""
+    if line == wanted:
+        return []
+    start, shorter = 0, min(len(line), len(wanted))
+    while start < shorter and line[start] == wanted[start]:
+        start += 1
+    end = 0
+    while end < shorter - start and line[-1 - end] == wanted[-1 - end]:
+        end += 1
+    return [Edit(start, len(line) - end, wanted[start : len(wanted) - end], rule)]
+
+
+def _edited(edits: list[Edit], body: str, origins: list[tuple[int, int]], new: Edit) -> list[Edit]:
+    """Edits with one more, whose place is in the edited line; those it covers or touches inside become part of it."""
+    first, last = new.start, new.end
+    replaced = {(edit.start, edit.end) for edit in edits if edit.replacement}
+    while first > 0 and origins[first] in replaced and origins[first - 1] == origins[first]:
+        first -= 1
+    while last < len(body) and origins[last - 1] in replaced and origins[last] == origins[last - 1]:
+        last += 1
+    start, end = origins[first][0], origins[last - 1][1]
+    replacement = body[first : new.start] + new.replacement + body[new.end : last]
+    merged = [edit for edit in edits if edit.end <= start or edit.start >= end]
+    return sorted([*merged, Edit(start, end, replacement, new.rule)])
+
+
+def _trimmed(line: str, edits: list[Edit]) -> list[Edit]:
+    """Edits that also take whitespace which a cut has brought to either end of the line."""
+    body, origins = apply(line, edits)
+    left, right = len(body) - len(body.lstrip()), len(body.rstrip())
+    for start, end in [(right, len(body)), (0, left)]:
+        if end > start and body.strip():
+            edits = _edited(edits, body, origins, Edit(start, end, "", OUTER_WHITESPACE))
+    return edits
