@@ -51,8 +51,6 @@ BUILT_IN = {
 }
 # A work of fewer lines is not asked whether it is wrapped at a width, nor for what needs many chapters.
 MIN_LINES = 40
-# Fewer lines are looked at one by one sooner than the gate's automaton is built.
-MIN_GATED = 300
 # A table's pair is applied only in a work where the odd character stands at least so often, and more often than the usual one.
 MIN_OUTNUMBERING = 5
 # A line that stands fewer times in a work is no candidate for what recurs; and a long one is a paragraph.
@@ -180,7 +178,7 @@ class _Batch:
             pairs: dict[str, str | int | None] = {
                 odd: usual
                 for odd, usual in rule.table
-                if (count := text.count(odd)) >= MIN_OUTNUMBERING and count > text.count(usual)
+                if odd in text and (count := text.count(odd)) >= MIN_OUTNUMBERING and count > text.count(usual)
             }
             for m in range(first, last) if pairs else ():
                 if any(odd in self.text_M[m] for odd in pairs):
@@ -194,12 +192,11 @@ class _Batch:
 
     def sweep(self) -> None:
         """Every paragraph that a rule may touch, by itself."""
-        gate_M = np.ones(len(self.text_M), bool)
-        if len(self.text_M) >= MIN_GATED:
-            gate_M = self.rules.gate(self.paragraphs.body, self.paragraphs.chars_M)
-        gate_M[list(self.edited)] = True
-        for m in np.flatnonzero(gate_M & (self.rule_M < 0)).tolist():
-            found = self.rules.of(self.text_M[m])
+        candidates = self.rules.candidates(self.paragraphs.body, self.paragraphs.chars_M)
+        candidates |= {m: self.rules.of(self.text_M[m]) for m in self.edited}
+        for m, found in sorted(candidates.items()):
+            if self.rule_M[m] >= 0:
+                continue
             if applicable := plain(found):
                 before = self.text_M[m]
                 self._sweep(m, applicable)

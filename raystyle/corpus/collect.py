@@ -59,11 +59,13 @@ def collect_shard(
     work: str,
     vocabulary: Vocabulary | None,
     settings: Settings,
+    corpus: str = "",
 ) -> dict[str, Any]:
     """Collect a range of documents and, where there is a tokenizer and they are to be trained on, pack their rows."""
     stem = storage.join(work, f"{kind}-{index:05d}")
     mine = {f"{entry.shard}:{entry.row}": cuts.chapters.get((entry.shard, entry.row)) for entry in entries}
     key = key_of(
+        corpus,
         [entry.doc_id for entry in entries],
         mine,
         sorted(cuts.lines),

@@ -48,10 +48,13 @@ def band_groups() -> list[list[str]]:
     return [names[start : start + BANDS_PER_TASK] for start in range(0, len(names), BANDS_PER_TASK)]
 
 
-def find_meetings(kind: str, group: int, num_shards: int, work: str) -> dict[str, Any]:
-    """Which units of a kind (`whole`, `chapters`) agree in one of a group's bands with another."""
+def find_meetings(kind: str, group: int, num_shards: int, work: str, corpus: str = "") -> dict[str, Any]:
+    """Which units of a kind (`whole`, `chapters`) agree in one of a group's bands with another.
+
+    Here and below `corpus` is the key of all that was cleaned: what was decided about other texts is not reused.
+    """
     stem = storage.join(work, f"meet-{kind}-{group:02d}")
-    if marker := finished(f"{stem}.json", key := key_of(kind, group, num_shards)):
+    if marker := finished(f"{stem}.json", key := key_of(kind, group, num_shards, corpus)):
         return marker
     names = band_groups()[group]
     table = _signatures(kind, num_shards, work, ["characters", *names])
@@ -65,10 +68,12 @@ def find_meetings(kind: str, group: int, num_shards: int, work: str) -> dict[str
     return marker
 
 
-def choose_duplicates(num_shards: int, has_chapters: bool, work: str, settings: Settings) -> dict[str, Any]:
+def choose_duplicates(
+    num_shards: int, has_chapters: bool, work: str, settings: Settings, corpus: str = ""
+) -> dict[str, Any]:
     """Decide which documents go, then which chapters of those that stay; which of those that stay are related."""
     stem = storage.join(work, "choices")
-    key = key_of(num_shards, settings.dedup, settings.dedup_threshold, settings.dedup_keep, settings.signed)
+    key = key_of(num_shards, corpus, settings.dedup, settings.dedup_threshold, settings.dedup_keep, settings.signed)
     if marker := finished(f"{stem}.json", key):
         return marker
     whole, related = _choose("whole", num_shards, work, settings, set())
@@ -154,10 +159,12 @@ def _whole_again(chapters: Sequence[tuple[Any, ...]], num_shards: int, work: str
     return result
 
 
-def shared_lines(num_shards: int, work: str, gone: list[tuple[int, int]], documents: int) -> dict[str, Any]:
+def shared_lines(
+    num_shards: int, work: str, gone: list[tuple[int, int]], documents: int, corpus: str = ""
+) -> dict[str, Any]:
     """Lines that many of the documents that stay share, and that look like no story, with the number of documents."""
     stem = storage.join(work, "shared-lines")
-    if marker := finished(f"{stem}.json", key := key_of(num_shards, gone, documents)):
+    if marker := finished(f"{stem}.json", key := key_of(num_shards, gone, documents, corpus)):
         return marker
     tables = []
     for shard in range(num_shards):

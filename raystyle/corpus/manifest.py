@@ -118,7 +118,11 @@ def find_finished(output: str, wanted: dict[str, Any], sources: list[Source]) ->
 def _is_begun(output: str) -> bool:
     """Whether an interrupted prepare left its work there: a folder called `_work` alone may be anybody's."""
     work = storage.join(output, "_work")
-    return storage.exists(work) and any(storage.basename(file.uri) == "started" for file in storage.list_files(work))
+    return storage.exists(work) and any(
+        # Also the name that it has while it is being written.
+        storage.basename(file.uri).lstrip(".").startswith("started")
+        for file in storage.list_files(work, hidden=True)
+    )
 
 
 def _changed_input(inputs: list[dict[str, Any]], sources: list[Source]) -> str | None:

@@ -71,6 +71,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         [sum(map(shards.unit_bytes, group)) for group in groups],
         "cleaning",
     )
+    corpus = stages.key_of([marker["key"] for marker in cleaned])
     entries = _entries(work, len(groups))
     rejected = [*refused, *_rejections(work, len(groups))]
     if not entries:
@@ -79,10 +80,10 @@ def prepare(config: PrepareConfig) -> Manifest:
         raise DataError(
             f"no text is left of {len(sources)} files: {reasons}\nhint: look at the files, or use other `--rules`"
         )
-    gone, related = _find_duplicates(work, len(groups), cleaned, entries, settings)
+    gone, related = _find_duplicates(work, len(groups), cleaned, entries, settings, corpus)
     whole = {(one.shard, one.row) for one in gone if one.chapter < 0}
     staying = [entry for entry in entries if (entry.shard, entry.row) not in whole]
-    cuts = _cuts(work, len(groups), gone, len(staying), settings)
+    cuts = _cuts(work, len(groups), gone, len(staying), settings, corpus)
     heldout = shards.choose_heldout(staying, config.heldout_fraction, related)
     size = shards.PACK_SHARD_BYTES if config.records == "documents" else sum(entry.num_bytes for entry in entries)
     ranges = {
@@ -91,7 +92,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     }
     jobs = [(kind, index, shard) for kind, parts_of_kind in ranges.items() for index, shard in enumerate(parts_of_kind)]
     collected = _map(
-        partial(collect.collect_shard, cuts=cuts, work=work, vocabulary=vocabulary, settings=settings),
+        partial(collect.collect_shard, cuts=cuts, work=work, vocabulary=vocabulary, settings=settings, corpus=corpus),
         jobs,
         [sum(entry.num_bytes for entry in shard) for _, _, shard in jobs],
         "packing" if vocabulary else "collecting",
@@ -239,7 +240,12 @@ def _rejections(work: str, num_groups: int) -> list[Rejection]:
 
 
 def _find_duplicates(
-    work: str, num_groups: int, cleaned: list[dict[str, Any]], entries: list[shards.Entry], settings: stages.Settings
+    work: str,
+    num_groups: int,
+    cleaned: list[dict[str, Any]],
+    entries: list[shards.Entry],
+    settings: stages.Settings,
+    corpus: str,
 ) -> tuple[list[collect.Gone], list[Any]]:
     """What dedup takes out, and which of the documents that stay are related."""
     if settings.signed == "none":
@@ -251,9 +257,11 @@ def _find_duplicates(
         for group in range(len(duplicates.band_groups()))
     ]
     if settings.signed == "near":
-        task = partial(duplicates.find_meetings, num_shards=num_groups, work=work)
+        task = partial(duplicates.find_meetings, num_shards=num_groups, work=work, corpus=corpus)
         _map(task, bands, [1] * len(bands), "looking for duplicates", "band")
-    choose = partial(duplicates.choose_duplicates, num_groups, has_chapters, work=work, settings=settings)
+    choose = partial(
+        duplicates.choose_duplicates, num_groups, has_chapters, work=work, settings=settings, corpus=corpus
+    )
     found = _once(choose)
     doc_ids = {(entry.shard, entry.row): entry.doc_id for entry in entries}
     gone = [
@@ -266,7 +274,7 @@ def _find_duplicates(
 
 
 def _cuts(
-    work: str, num_groups: int, gone: list[collect.Gone], documents: int, settings: stages.Settings
+    work: str, num_groups: int, gone: list[collect.Gone], documents: int, settings: stages.Settings, corpus: str
 ) -> collect.Cuts:
     chapters: dict[tuple[int, int], list[int]] = {}
     for one in gone:
@@ -275,7 +283,9 @@ def _cuts(
     if settings.records == "segments":
         return collect.Cuts({}, frozenset())
     whole = [(one.shard, one.row) for one in gone if one.chapter < 0]
-    count = partial(duplicates.shared_lines, num_shards=num_groups, work=work, gone=whole, documents=documents)
+    count = partial(
+        duplicates.shared_lines, num_shards=num_groups, work=work, gone=whole, documents=documents, corpus=corpus
+    )
     shared = _once(count)
     return collect.Cuts(chapters, frozenset(line for line, _ in shared["lines"]))
 
@@ -302,7 +312,7 @@ def _publish(
     for index, marker in enumerate(trained if vocabulary else []):
         move(f"documents-{index:05d}.rows", "rows", rows)
         rows += marker["rows"]
-    _remove_stale(output, {target for _, target, _ in moves})
+    _remove_stale(output, {target for _, target, _ in moves} | {f"rejected/{parts.part_name(0)}"})
     places = [(storage.join(work, source), storage.join(output, target), first) for source, target, first in moves]
     done = _map(collect.publish, places, [1] * len(moves), "publishing", "part")
     hashes = [result["sha256"] for result in done if result["sha256"]]
@@ -318,12 +328,12 @@ def _write_rejected(output: str, rejected: list[Rejection]) -> None:
 
 
 def _remove_stale(output: str, expected: set[str]) -> None:
-    """Delete parts that an interrupted run of another config or of more inputs has left."""
-    for folder in FOLDERS:
-        uri = storage.join(output, folder)
-        for file in storage.list_files(uri) if storage.exists(uri) else []:
-            if f"{folder}/{storage.basename(file.uri)}" not in expected and folder != "rejected":
-                storage.delete(file.uri)
+    """Delete what interrupted runs left: parts of another config or of more inputs, and files half written."""
+    for file in storage.list_files(output, hidden=True):
+        name = file.uri[len(output) + 1 :]
+        half = name.startswith((".manifest.json.", ".report.html."))
+        if half or (name.split("/")[0] in FOLDERS and name not in expected):
+            storage.delete(file.uri)
 
 
 def _inputs(cleaned: list[dict[str, Any]]) -> list[dict[str, Any]]:

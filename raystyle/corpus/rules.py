@@ -36,13 +36,13 @@ import json
 import re
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
-from ahocorasick_rs import AhoCorasick
+from ahocorasick_rs import BytesAhoCorasick, Implementation
 from numpy.typing import NDArray
 
 from raystyle import storage
@@ -107,51 +107,66 @@ class Rule:
         return dict(self.table).get(hit.group(), hit.group()) if self.table else hit.expand(self.replace)
 
 
+class _Finder(NamedTuple):
+    """Finds all literals of all rules in one pass, and for each literal the rules that have it."""
+
+    automaton: BytesAhoCorasick
+    rules_of: list[NDArray[np.int64]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Packs with all that they extend: their enabled rules, in order."""
+    """Packs with all that they extend: their enabled rules, in order.
+
+    L lines, H hits of literals, P pairs of a line and a rule, R rules.
+    """
 
     name: str
     rules: tuple[Rule, ...]
 
-    def gate(self, bodies: pa.Array, chars_L: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Which lines hold a literal of a rule that looks at lines of such length: RE2's automaton, one pass.
-
-        It says yes too often rather than too seldom; `of` knows better.
-        """
-        longest, unions = self._gates
-        long_L = chars_L > longest
-        candidate_L = np.zeros(len(bodies), bool)
-        for which_L, union in zip((~long_L, long_L), unions, strict=True):
-            some = bodies if which_L.all() else bodies.filter(pa.array(which_L))
-            candidate_L[which_L] = pc.match_substring_regex(some, union).to_numpy(zero_copy_only=False)
-        return candidate_L
-
     def of(self, line: str) -> list[Rule]:
-        """The rules that have a literal in a line, in their order."""
-        automaton, rules_of, classes = self._finder
-        hits = automaton.find_matches_as_indexes(line, overlapping=True)
-        found = {index for hit in hits for index in rules_of[hit[0]]}
-        found.update(index for index, characters in classes if characters.search(line))
-        return [self.rules[index] for index in sorted(found)]
+        """The rules that may apply to a line, by its literals, in their order; lengths are not asked."""
+        hits = self._finder.automaton.find_matches_as_indexes(line.encode("utf-8", "surrogatepass"), overlapping=True)
+        found = {int(rule) for hit in hits for rule in self._finder.rules_of[hit[0]]}
+        rules = [self.rules[index] for index in sorted(found)]
+        return [rule for rule in rules if not rule.characters or rule.characters.search(line)]
+
+    def candidates(self, lines: pa.Array, chars_L: NDArray[np.int32]) -> dict[int, list[Rule]]:
+        """The rules that may apply to each of many lines, by their literals and their length; one pass over all of them.
+
+        A line without any is left out. (RE2's automaton, through Arrow, is faster for some hundred literals; with
+        thousands it runs out of states and is thirty times slower.)
+        """
+        newline = pa.scalar("\n", pa.large_string())
+        whole = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(lines)], pa.int32()), lines), newline)
+        if not len(lines) or whole.buffers()[2] is None:
+            return {}
+        data = memoryview(whole.buffers()[2]).cast("B")[: whole.nbytes]
+        hits_H3 = np.array(self._finder.automaton.find_matches_as_indexes(data, overlapping=True), np.int64).reshape(
+            -1, 3
+        )
+        ends_L = np.cumsum(pc.binary_length(lines).to_numpy() + 1)
+        line_H = np.searchsorted(ends_L, hits_H3[:, 1], "right")
+        rules_of = self._finder.rules_of
+        counts = np.array([len(rules) for rules in rules_of])[hits_H3[:, 0]]
+        pairs = np.repeat(line_H, counts) * len(self.rules)
+        pairs += np.concatenate([*(rules_of[pattern] for pattern in hits_H3[:, 0]), np.empty(0, np.int64)])
+        line_P, rule_P = np.divmod(np.unique(pairs), len(self.rules))
+        limit_R = np.array([rule.max_chars or np.iinfo(np.int32).max for rule in self.rules])
+        short_P = chars_L[line_P] <= limit_R[rule_P]
+        found: dict[int, list[Rule]] = {}
+        for line, rule in zip(line_P[short_P].tolist(), rule_P[short_P].tolist(), strict=True):
+            found.setdefault(line, []).append(self.rules[rule])
+        return found
 
     @functools.cached_property
-    def _finder(self) -> tuple[AhoCorasick, list[list[int]], list[tuple[int, re.Pattern[str]]]]:
-        """Finds all literals of all rules in one pass over a line; for each literal, the rules that have it; and the rules
-        with a class of characters instead."""
-        rules_of: dict[str, list[int]] = {}
+    def _finder(self) -> _Finder:
+        rules_of: dict[bytes, list[int]] = {}
         for index, rule in enumerate(self.rules):
-            for literal in dict.fromkeys(rule.literals):
+            for literal in dict.fromkeys([*(lit.encode() for lit in rule.literals), *_first_bytes(rule.characters)]):
                 rules_of.setdefault(literal, []).append(index)
-        classes = [(index, rule.characters) for index, rule in enumerate(self.rules) if rule.characters]
-        return AhoCorasick(list(rules_of), store_patterns=False), list(rules_of.values()), classes
-
-    @functools.cached_property
-    def _gates(self) -> tuple[int, tuple[str, str]]:
-        """The longest line that a rule with a `max_chars` looks at; what finds a literal in lines up to it, and beyond."""
-        rules = [rule for rule in self.rules if not rule.at_start and not rule.outnumbers]
-        limits = [rule.max_chars for rule in rules if rule.max_chars is not None]
-        return max(limits, default=0), (_union(rules), _union([rule for rule in rules if rule.max_chars is None]))
+        automaton = BytesAhoCorasick(list(rules_of), implementation=Implementation.DFA)
+        return _Finder(automaton, [np.array(rules, np.int64) for rules in rules_of.values()])
 
     def __reduce__(self) -> Any:
         return Rules, (self.name, self.rules)  # what is made from them on first use cannot travel to another process
@@ -167,20 +182,12 @@ class Rules:
         return hashlib.sha256(json.dumps(doing, ensure_ascii=False).encode()).hexdigest()
 
 
-def _union(rules: Sequence[Rule]) -> str:
-    """An RE2 pattern that finds any literal of the rules."""
-    literals = sorted({literal for rule in rules for literal in rule.literals}, key=lambda lit: (-len(lit), lit))
-    # A literal that contains another never has to be tried: the shorter one finds the line.
-    shortest = [lit for lit in literals if not any(other != lit and other in lit for other in literals)]
-    classes = [_for_re2(rule.characters.pattern) for rule in rules if rule.characters]
-    return "|".join([*map(_quoted, shortest), *classes]) or r"[^\x00-\x{10FFFF}]"
-
-
-def _for_re2(characters: str) -> str:
-    """A class of characters for RE2, which writes a code point in braces behind an x."""
-    return re.sub(
-        r"\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})", lambda hit: rf"\x{{{hit.group(1) or hit.group(2)}}}", characters
-    )
+def _first_bytes(characters: re.Pattern[str] | None) -> set[bytes]:
+    """What the UTF-8 of a class's characters begins with, two bytes at most: literals that find too much, not too little."""
+    if characters is None:
+        return set()
+    members = characters.findall("".join(map(chr, [*range(0xD800), *range(0xE000, 0x30000)])))
+    return {char.encode()[:2] for char in "".join(members)}
 
 
 def pack_names() -> list[str]:
@@ -215,11 +222,6 @@ def switched_off(names: Sequence[str], chosen: Rules) -> list[Rule]:
         for rule in {rule.name: rule for name in names for rule in _load(name, ())}.values()
         if rule.name not in known
     ]
-
-
-def _quoted(literal: str) -> str:
-    """A literal for RE2, which refuses Python's escapes of characters beyond ASCII."""
-    return re.sub(r"[\x00-\x2f:-@\[-`{-\x7f]", lambda hit: f"\\x{ord(hit.group()):02x}", literal)
 
 
 def _packs() -> Any:

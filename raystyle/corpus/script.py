@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 # Among the characters of one script only: from this share on, a work is traditional throughout; below the other, a
 # traditional character is a name or a slip.
 THROUGHOUT, SOME = 0.6, 0.005
-# Of a long text every eighth character tells the shares well enough; so few characters of one script tell nothing.
-SAMPLE_STEP, SHORT, MIN_JUDGED = 8, 50_000, 50
+# So few characters of one script tell nothing.
+MIN_JUDGED = 50
 MIN_LINE_CHARS = 2
 
 
@@ -29,11 +29,9 @@ def simplified_lines(text: str, lines: Sequence[str], to_simplified: str) -> Ite
     """
     if to_simplified == "never":
         return
-    traditional, simplified = count(text if len(text) < SHORT else text[::SAMPLE_STEP])
+    traditional, simplified = count(text)
     share = traditional / max(1, traditional + simplified)
-    if share < SOME or (to_simplified == "auto" and traditional + simplified < MIN_JUDGED):
-        return
-    if to_simplified == "auto" and share >= THROUGHOUT:
+    if share < SOME or (to_simplified == "auto" and (share >= THROUGHOUT or traditional + simplified < MIN_JUDGED)):
         return
     for index, line in enumerate(lines):
         here, other = count(line)
@@ -43,9 +41,13 @@ def simplified_lines(text: str, lines: Sequence[str], to_simplified: str) -> Ite
 
 def count(text: str) -> tuple[int, int]:
     """How many characters of a text are traditional only, and how many simplified only."""
-    codes_C = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    kinds = np.bincount(_kinds().take(codes_C, mode="clip"), minlength=3)
-    return int(kinds[1]), int(kinds[2])
+    counts = np.bincount(_kinds().take(codes(text), mode="clip"), minlength=3)
+    return int(counts[1]), int(counts[2])
+
+
+def codes(text: str) -> NDArray[np.uint16]:
+    """The characters of a text as UTF-16; those beyond the first plane are two surrogates."""
+    return np.frombuffer(text.encode("utf-16-le", "surrogatepass"), np.uint16)
 
 
 @functools.lru_cache(maxsize=1)

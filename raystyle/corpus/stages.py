@@ -135,11 +135,11 @@ class _Shard:
         entry |= {"mtime_ns": source.mtime_ns, "sha256": None, "encoding": None, "confidence": None}
         entry |= dict.fromkeys(COUNTED, 0)
         self.inputs.append(entry)
+        reading = read_unit(
+            unit, text_column=settings.text_column, title_column=settings.title_column,
+            encoding=settings.encoding, max_bytes=settings.max_source_bytes,
+        )  # fmt: skip
         try:
-            reading = read_unit(
-                unit, text_column=settings.text_column, title_column=settings.title_column,
-                encoding=settings.encoding, max_bytes=settings.max_source_bytes,
-            )  # fmt: skip
             for found in reading.texts:
                 if isinstance(found, Rejection):
                     self._reject(entry, found)
@@ -149,7 +149,6 @@ class _Shard:
                     break
         except Unreadable as refusal:
             self._reject(entry, Rejection(source.uri, refusal.reason, refusal.detail))
-            return
         except StorageError as error:
             # A local file that cannot be read is that file's trouble; storage that fails is everyone's, and a later run's.
             if storage.is_remote(source.location):
@@ -160,7 +159,7 @@ class _Shard:
 
     def _tell(self, entry: dict[str, Any], reading: Reading) -> None:
         entry["encoding"], entry["confidence"] = reading.encoding, reading.confidence
-        entry["sha256"] = None if self.settings.limit else reading.sha256
+        entry["sha256"] = None if self.settings.limit else reading.sha256 or None
 
     def _take(self, entry: dict[str, Any], source: Source, text: Text) -> None:
         entry["texts"] += 1

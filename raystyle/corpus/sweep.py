@@ -44,7 +44,7 @@ def sweep(line: str, rules: Sequence[Rule], all_rules: Rules, edits: Iterable[Ed
     that wait for a context (`at_start`, weak headings). `edits` have been made before.
     """
     edits = list(edits)
-    body, origins = apply(line, edits) if edits else (line, None)
+    body = text_of(line, edits)
     shortest, idle = len(body) + 1, 0
     # What gets shorter comes to an end by itself, however often it is rewritten; only the rest is counted.
     while idle < _MAX_EDITS:
@@ -55,14 +55,18 @@ def sweep(line: str, rules: Sequence[Rule], all_rules: Rules, edits: Iterable[Ed
         rule, spans = found
         if rule.action == "drop_line":
             return Swept(body, edits, rule)
-        origins = origins or apply(line, edits)[1]
-        for start, end, replacement in reversed(spans):
-            edits = _edited(edits, body, origins, Edit(start, end, replacement, rule.name))
-        edits = _trimmed(line, edits)
-        body, origins = apply(line, edits)
+        if edits:
+            origins = _origins(line, edits)
+            for start, end, replacement in reversed(spans):
+                edits = _edited(edits, body, origins, Edit(start, end, replacement, rule.name))
+        else:
+            edits = [Edit(*span, rule.name) for span in spans]
+        body = text_of(line, edits)
         left = body.strip()
         if not left or (rule.action == "cut_span" and _LEFTOVER.issuperset(left)):
             return Swept(left, edits, rule)
+        if len(left) != len(body):
+            edits, body = _trimmed(line, edits, body), left
         rules = plain(all_rules.of(body))
     raise ConfigError(f"rules `{all_rules.name}` keep rewriting the line `{line[:80]}`\nhint: check rule `{rule.name}`")
 
@@ -72,18 +76,24 @@ def plain(rules: Iterable[Rule]) -> list[Rule]:
     return [rule for rule in rules if not rule.at_start and not rule.outnumbers and rule.heading != "weak"]
 
 
-def apply(line: str, edits: Iterable[Edit]) -> tuple[str, list[tuple[int, int]]]:
-    """An edited line, and for each of its characters the part of the line as it was that it stands for."""
-    out: list[str] = []
+def text_of(line: str, edits: Iterable[Edit]) -> str:
+    """An edited line."""
+    out, place = [], 0
+    for edit in edits:
+        out += [line[place : edit.start], edit.replacement]
+        place = edit.end
+    return "".join([*out, line[place:]])
+
+
+def _origins(line: str, edits: Iterable[Edit]) -> list[tuple[int, int]]:
+    """For each character of an edited line the part of the line as it was that it stands for."""
     origins: list[tuple[int, int]] = []
     place = 0
     for edit in edits:
-        out += [line[place : edit.start], edit.replacement]
         origins += [(i, i + 1) for i in range(place, edit.start)]
         origins += [(edit.start, edit.end)] * len(edit.replacement)
         place = edit.end
-    origins += [(i, i + 1) for i in range(place, len(line))]
-    return "".join([*out, line[place:]]), origins
+    return origins + [(i, i + 1) for i in range(place, len(line))]
 
 
 def difference(line: str, wanted: str, rule: str) -> list[Edit]:
@@ -113,11 +123,11 @@ def _edited(edits: list[Edit], body: str, origins: list[tuple[int, int]], new: E
     return sorted([*merged, Edit(start, end, replacement, new.rule)])
 
 
-def _trimmed(line: str, edits: list[Edit]) -> list[Edit]:
+def _trimmed(line: str, edits: list[Edit], body: str) -> list[Edit]:
     """Edits that also take whitespace which a cut has brought to either end of the line."""
-    body, origins = apply(line, edits)
+    origins = _origins(line, edits)
     left, right = len(body) - len(body.lstrip()), len(body.rstrip())
     for start, end in [(right, len(body)), (0, left)]:
-        if end > start and body.strip():
+        if end > start:
             edits = _edited(edits, body, origins, Edit(start, end, "", OUTER_WHITESPACE))
     return edits

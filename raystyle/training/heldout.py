@@ -31,8 +31,7 @@ def blocks(prepared_dir: str, tokenizer: Any, max_seq_length: int) -> list[Block
 
 def documents(prepared_dir: str) -> Iterator[str]:
     for file in storage.list_files(storage.join(prepared_dir, "heldout")):
-        filesystem, path = storage.filesystem(file.uri)
-        with filesystem.open_input_file(path) as stream:
+        with storage.open_input(file.uri) as stream:
             yield from pq.read_table(stream, columns=["text"])["text"].to_pylist()
 
 

@@ -63,9 +63,8 @@ class Rows(torch.utils.data.Dataset[Row | None]):
 
     def _file(self, shard: int) -> pq.ParquetFile:
         if shard not in self._files:
-            filesystem, path = storage.filesystem(self.shards[shard])
             try:
-                self._files[shard] = pq.ParquetFile(filesystem.open_input_file(path))
+                self._files[shard] = pq.ParquetFile(storage.open_input(self.shards[shard]))
             except (OSError, ValueError) as error:
                 raise DataError(
                     f"cannot read the prepared rows `{self.shards[shard]}`: {error}\nhint: delete the directory, prepare again"

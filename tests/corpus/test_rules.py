@@ -78,11 +78,28 @@ def test_the_digest_is_of_what_rules_do(tmp_path: Path) -> None:
 def test_a_line_without_a_literal_or_too_long_for_it_is_never_looked_at(tmp_path: Path) -> None:
     pack = GOOD.replace("literals: [ab]", "literals: [ab], max_chars: 4")
     rules = load_rules(write(tmp_path, pack))
-    lines = ["x", "a1", "ab", "ruler ----", "", "xxxxab"]
-    gate = rules.gate(pa.array(lines, pa.large_string()), np.array([len(line) for line in lines], np.int32))
-    assert gate.tolist()[:3] == [False, True, True] and not gate[4]
+    lines = ["x", "a1", "ab", "ruler", "", "xxxxab"]
+    found = rules.candidates(pa.array(lines, pa.large_string()), np.array([len(line) for line in lines], np.int32))
+    assert [rule.name for rule in found[1]] == ["ruler"] and [rule.name for rule in found[2]] == ["own"]
+    assert set(found) == {1, 2}
     assert [rule.name for rule in rules.of("xab1")] == ["ruler", "own"] and rules.of("x") == []
     assert not rules.rules[-1].spans("xxxxab") and rules.rules[-1].spans("xxab")
+
+
+def test_a_class_of_characters_stands_for_literals(tmp_path: Path) -> None:
+    pack = GOOD.replace("literals: [ab]", "characters: '[b\\ue000-\\uf8ff]'")
+    rules = load_rules(write(tmp_path, pack))
+    lines = ["a", "ab", "\ue123", "\uf8ff", "\ufeff", "他\uefff走了"]
+    found = rules.candidates(pa.array(lines, pa.large_string()), np.array([9] * len(lines), np.int32))
+    assert {1, 2, 3, 5} <= set(found) and 0 not in found
+    assert [bool([r for r in rules.of(line) if r.name == "own"]) for line in lines] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_rules_travel_to_other_processes() -> None:

@@ -1,13 +1,17 @@
 """The whole job on a small dirty corpus, locally and on S3."""
 
 import dataclasses
+import gzip
+import io
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,8 @@ from prose import PROSE
 
 from raystyle import storage
 from raystyle.config import PrepareConfig
+from raystyle.corpus import dedup, shards, stages
 from raystyle.corpus import prepare as job
-from raystyle.corpus import shards, stages
 from raystyle.corpus.manifest import Manifest, read_manifest
 from raystyle.errors import ConfigError, DataError, ModelError, RunError
 
@@ -26,7 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("ray_local")]
 
 
 def chapter(number: int, title: str, sentences: int) -> str:
-    body = "\r\n".join("　　" + PROSE[(number + i) % len(PROSE)] for i in range(sentences))
+    body = "\r\n".join(f"　　{PROSE[(number + i) % len(PROSE)]}那是第{number}回第{i}日。" for i in range(sentences))
     return f"第{number}章 {title}\r\n\r\n{body}\r\nwww.example.com\r\n"
 
 
@@ -43,7 +47,7 @@ def corpus(tmp_path: Path) -> Path:
     (root / "sub" / "c.txt").write_bytes(
         "大江東去，浪淘盡、千古風流人物。\n他說：「這個時候，還沒有人來。」\n".encode("cp950") * 4
     )
-    records = [json.dumps({"text": "\n".join(PROSE[i:])}, ensure_ascii=False) for i in range(4)]
+    records = [json.dumps({"text": sentence}, ensure_ascii=False) for sentence in PROSE[:4]]
     (root / "d.jsonl").write_text("\n".join([*records, "{broken"]) + "\n", "utf-8")
     (root / "e.txt").write_text("他走了<br/>，没有回头。\n" * 3, "utf-8")
     (root / "empty.txt").write_bytes(b"")
@@ -107,18 +111,24 @@ def test_prepare_writes_what_design_says(corpus: Path, tmp_path: Path, tokenizer
 def test_what_is_removed_and_rejected_is_told(corpus: Path, tmp_path: Path) -> None:
     manifest = job.prepare(config(corpus, tmp_path / "out"))
     rejected = {Path(r["source"]).name: r["reason"] for r in rows_of(tmp_path / "out", "rejected")}
+    broken = (corpus / "d.jsonl").read_bytes().index(b"{broken")
     assert rejected == {
         "empty.txt": "empty", "binary.txt": "nul", "broken.txt": "undecodable", "noise.txt": "no_text_left",
-        "cover.jpg": "unsupported", "d.jsonl": "bad_json",
+        "cover.jpg": "unsupported", f"d.jsonl#byte {broken}": "bad_json",
     }  # fmt: skip
-    assert manifest.counts["rows"] is None and manifest.tokenizer is None
+    counts = manifest.counts
+    assert counts["rows"] is None and manifest.tokenizer is None
+    assert counts["inputs"] == len(list(corpus.rglob("*.*"))) and counts["texts"] == counts["inputs"] + 4
+    assert counts["texts"] == counts["documents"] + counts["rejected"] and counts["rejected"] == 6
+    for entry in manifest.inputs:
+        assert entry["texts"] == entry["documents"] + entry["rejected"] > 0
+        assert entry["sha256"] == storage.sha256([Path(entry["source"]).read_bytes()])
     removed = rows_of(tmp_path / "out", "removed")
     assert len(removed) == manifest.counts["removed"]
     text = (corpus / "a.txt").read_bytes().decode("gb18030").replace("\r\n", "\n").split("\n")
     for row in (row for row in removed if row["source"].endswith("/a.txt")):
         assert text[row["line_no"] - 1][row["char_start"] : row["char_end"]] == row["text"]
     assert {row["source"].rpartition("/")[2] for row in removed if row["rule"] == "html_tag"} == {"e.txt"}
-    counts = manifest.counts
     assert counts["characters_in"] - counts["characters_kept"] == sum(
         len(r["text"]) - len(r["replacement"]) for r in removed
     )
@@ -129,7 +139,8 @@ def test_the_report_is_self_contained_and_escapes(corpus: Path, tmp_path: Path) 
     job.prepare(config(corpus, tmp_path / "out"))
     report = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "vote_request" in report and "<svg" in report and "gb18030" in report
-    assert "<script" not in report and not re.search(r"(?:src|href)=", report)
+    assert "<script>alert" not in report and "&lt;script&gt;alert(1)" in report
+    assert not re.search(r"""(?:src|href)=["']?(?!["']?#)|@import|url\(""", report)
 
 
 def test_the_digest_does_not_depend_on_groups_or_place(
@@ -254,6 +265,115 @@ def test_held_out_pieces_are_whole_and_not_in_rows(corpus: Path, tmp_path: Path,
     assert in_rows == {d["doc_id"] for d in documents} and not in_rows & {d["doc_id"] for d in heldout}
     parts = [{d["title"] for d in side if (d["title"] or "").startswith("风起")} for side in (documents, heldout)]
     assert not (parts[0] and parts[1])
+
+
+def story(seed: int, lines: int = 60) -> list[str]:
+    """Lines unlike those of any other seed."""
+    dice, characters = random.Random(seed), sorted(set("".join(PROSE)) - set("，。、；：！？“”"))
+    return ["".join(dice.choices(characters, k=dice.randint(8, 20))) + "。" for _ in range(lines)]
+
+
+def write_editions(root: Path) -> None:
+    """A book, the same with other punctuation, an edition that lacks some lines, and two books of their own."""
+    book = story(1)
+    root.mkdir()
+    (root / "a.txt").write_text("\n".join(book), "utf-8")
+    (root / "b.txt").write_text("\r\n".join(line.replace("。", "！") for line in book), "gb18030")
+    (root / "c.txt").write_text("\n".join(line for i, line in enumerate(book) if i % 12), "utf-8")
+    for seed in (2, 3):
+        (root / f"d{seed}.txt").write_text("\n".join(story(seed)), "utf-16")
+
+
+@pytest.mark.parametrize(("how", "gone"), [("none", []), ("exact", ["b.txt"]), ("near", ["b.txt", "c.txt"])])
+def test_duplicates_are_set_aside_and_name_what_stays(tmp_path: Path, how: str, gone: list[str]) -> None:
+    write_editions(tmp_path / "in")
+    manifest = job.prepare(config(tmp_path / "in", tmp_path / "out", dedup=how))
+    documents = rows_of(tmp_path / "out", "documents")
+    duplicates = rows_of(tmp_path / "out", "duplicates") if gone else []
+    assert sorted(Path(row["source"]).name for row in duplicates) == gone
+    assert manifest.counts["duplicates"] == len(gone) and manifest.counts["texts"] == 5 == len(documents) + len(gone)
+    (kept,) = [d["doc_id"] for d in documents if d["source"].endswith("a.txt")]
+    assert all(row["kept_doc_id"] == kept and row["similarity"] >= 0.7 and row["text"] for row in duplicates)
+
+
+def test_held_out_text_is_unlike_what_is_trained_on(tmp_path: Path) -> None:
+    """Even where duplicates stay: editions of a book are held out together or not at all."""
+    write_editions(tmp_path / "in")
+    for seed in range(10, 16):
+        lines = story(seed)
+        (tmp_path / "in" / f"{seed}.txt").write_text("\n".join(lines), "utf-8")
+        (tmp_path / "in" / f"{seed}x.txt").write_text("\n".join(lines[:-6]), "utf-8")
+    manifest = job.prepare(config(tmp_path / "in", tmp_path / "out", dedup="none", heldout_fraction=0.4))
+    texts = {side: [d["text"] for d in rows_of(tmp_path / "out", side)] for side in ("documents", "heldout")}
+    assert manifest.counts["heldout"] == len(texts["heldout"]) >= 4 and len(texts["documents"]) >= 8
+    (trained, _), (heldout, _) = (dedup.sign(side) for side in texts.values())
+    for sketch in heldout.sketches_UP:
+        assert dedup.estimate(trained.sketches_UP, sketch).max() < dedup.RELATED
+
+
+def test_best_fit_packs_the_same_tokens(tmp_path: Path, tokenizer: Any, tokenizer_dir: str) -> None:
+    write_editions(tmp_path / "in")
+    manifests = {
+        mode: job.prepare(config(tmp_path / "in", tmp_path / mode, tokenizer_dir, packing=mode))
+        for mode in ("concat", "best_fit")
+    }
+    assert manifests["concat"].digest != manifests["best_fit"].digest
+    assert manifests["concat"].counts["tokens"] == manifests["best_fit"].counts["tokens"]
+    pieces: dict[str, list[tuple[int, list[int]]]] = {}
+    for row in rows_of(tmp_path / "best_fit", "rows"):
+        place = 0
+        for length, piece in zip(row["segment_lengths"], row["pieces"], strict=True):
+            ids = row["input_ids"][place : place + length]
+            pieces.setdefault(piece["doc_id"], []).append((piece["char_start"], piece["char_end"], ids))
+            place += length
+    for document in rows_of(tmp_path / "best_fit", "documents"):
+        found = [i for *_, ids in sorted(pieces[document["doc_id"]], key=lambda piece: piece[:2]) for i in ids]
+        assert tokenizer.decode(found[1:-1]) == document["text"]
+
+
+def test_a_preview_takes_a_few_files_and_texts_of_each(corpus: Path, tmp_path: Path) -> None:
+    manifest = job.prepare(config(corpus, tmp_path / "out", limit=3))
+    assert len(manifest.inputs) == 3 and all(1 <= entry["texts"] <= 3 for entry in manifest.inputs)
+    again = job.prepare(config(corpus, tmp_path / "out", limit=3))
+    assert again.unchanged
+
+
+def test_an_encoding_that_is_given_is_used(tmp_path: Path) -> None:
+    """Text that may be either: the same bytes are one thing as GB 18030, another as Big5."""
+    (tmp_path / "a.txt").write_bytes(
+        "大江東去，浪淘盡、千古風流人物。\n他說：「這個時候，還沒有人來。」\n".encode("cp950")
+    )
+    texts = {}
+    for encoding in ("big5", "gb18030", None):
+        out = tmp_path / str(encoding)
+        manifest = job.prepare(config(tmp_path / "a.txt", out, encoding=encoding, to_simplified="never"))
+        texts[encoding] = rows_of(out, "documents")[0]["text"]
+        assert encoding is None or encoding in (manifest.inputs[0]["encoding"], "big5")
+    assert texts["big5"] == texts[None] and "大江東去" in texts[None] and "大江" not in texts["gb18030"]
+
+
+def test_archives_on_s3_give_what_their_members_would(tmp_path: Path, bucket: str) -> None:
+    local = tmp_path / "in"
+    (local / "册.zip").mkdir(parents=True)
+    books = {f"册.zip/{seed}.txt": "\n".join(story(seed)).encode("gb18030") for seed in (1, 2)}
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in books.items():
+            (local / name).write_bytes(data)
+            archive.writestr(name.partition("/")[2], data)
+    records = "\n".join(json.dumps({"text": "\n".join(story(seed))}) for seed in (3, 4)).encode()
+    (local / "r.jsonl").write_bytes(records)
+    storage.write_bytes(f"{bucket}/in/册.zip", packed.getvalue())
+    storage.write_bytes(f"{bucket}/in/r.jsonl", gzip.compress(records))
+    plain = job.prepare(config(local, tmp_path / "out"))
+    remote = job.prepare(config(f"{bucket}/in", f"{bucket}/out"))
+    assert remote.counts == plain.counts and plain.counts["documents"] == 4
+    found, expected = (
+        [(d["doc_id"], d["text"]) for f in storage.list_files(f"{root}/documents") for d in
+         pq.read_table(storage.open_input(f.uri)).to_pylist()]
+        for root in (f"{bucket}/out", tmp_path / "out")
+    )  # fmt: skip
+    assert found == expected
 
 
 def test_records_that_are_segments_make_one_document(tmp_path: Path, tokenizer_dir: str) -> None:
