@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RaystyleError as error:
         print(f"raystyle: error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `raystyle rules | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("\nraystyle: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130

@@ -31,20 +31,20 @@ def rules(config: RulesConfig) -> Iterator[str]:
     from raystyle.corpus.rules import load_rules, switched_off
 
     found = load_rules(config.rules, config.enable_rules, config.disable_rules)
+    off = switched_off(config.rules, found)
     for name in config.explain:
-        yield trial.explanation(found, name)
-    for hit in (
-        trial.hits(found, config.try_path, config.to_simplified, CorpusConfig.max_source_bytes)
-        if config.try_path
-        else ()
-    ):
+        yield trial.explanation(found, off, name)
+    source = ""
+    for hit in trial.hits(found, config.try_path, config.to_simplified, CorpusConfig.max_source_bytes):
+        if hit.source != source and not config.json:
+            yield (source := hit.source)
         yield json.dumps(hit._asdict(), ensure_ascii=False) if config.json else trial.shown(hit)
     if config.explain or config.try_path:
         return
-    off = switched_off(config.rules, found)
     if not config.json:
         yield trial.listing(found, off)
-    for rule in [*found.rules, *off] if config.json else ():
+        return
+    for rule in [*found.rules, *off]:
         fields = {"name": rule.name, "action": rule.action, "why": rule.why, "enabled": rule not in off}
         yield json.dumps(fields, ensure_ascii=False)
 

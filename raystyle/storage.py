@@ -9,6 +9,7 @@ operation as a whole is tried again (`TRIES`, `FIRST_WAIT`) for as long as the r
 limit, a 5xx, an answer cut short. What will not pass, as a missing bucket or wrong credentials, is said at once.
 """
 
+import fcntl
 import glob
 import hashlib
 import io
@@ -250,6 +251,40 @@ def _walk(directory: str) -> Iterator[File]:
             if os.path.isfile(file):
                 stat = os.stat(file)
                 yield File(join(directory, os.path.relpath(file, path)), stat.st_size, stat.st_mtime_ns)
+
+
+def not_files(uri: str) -> list[tuple[str, str]]:
+    """What lies below a local directory and is no file to read, with what it is: links that lead nowhere or to a
+    directory, which are not followed, pipes and sockets."""
+    found = []
+    for root, folders, names in os.walk(absolute(uri)) if not is_remote(uri) else ():
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        for name in [*links, *(name for name in names if not os.path.isfile(os.path.join(root, name)))]:
+            path = os.path.join(root, name)
+            what = "pipe, socket or device"
+            if os.path.islink(path):
+                what = "link to a directory" if os.path.isdir(path) else "link that leads nowhere"
+            found.append((join(uri, os.path.relpath(path, absolute(uri))), what))
+    return sorted(found)
+
+
+@contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Hold a local file for as long as the block lasts; `StorageError` where another process does.
+
+    The lock goes with the process, however it ends. Object storage has none.
+    """
+    if is_remote(uri):
+        yield
+        return
+    os.makedirs(os.path.dirname(uri), exist_ok=True)
+    with _explained("write", uri), open(uri, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            place = os.path.dirname(uri)
+            raise StorageError(f"another process is writing below `{place}`\nhint: wait for it, or choose another place") from None  # fmt: skip
+        yield
 
 
 def _raise(error: OSError) -> None:

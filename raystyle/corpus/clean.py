@@ -236,6 +236,8 @@ class _Batch:
             self._drop_top(first, last)
         kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
         unbroken = self._mend_page_breaks(first, last)
+        if whole and len(kept_K) >= MIN_LINES:
+            self._mend_wraps(kept_K, unbroken)
         parts = [self.text_M[m] for m in kept_K.tolist()]
         ends = ["" if m in unbroken else "\n" for m in kept_K.tolist()] if unbroken else ["\n"] * len(parts)
         joined = "".join(chain.from_iterable(zip(parts, ends, strict=True))) if unbroken else "\n".join(parts)
@@ -373,6 +375,23 @@ class _Batch:
                 unbroken.add(before)
                 self.joined_L[self._last_line(before)] = self.codes[PAGE_BREAK]
         return unbroken
+
+    def _mend_wraps(self, kept_K: Places, unbroken: set[int]) -> None:
+        """Join what reads as broken at a width now that headings and noise between are gone: cleaning once more would."""
+        while True:
+            whole_K = np.flatnonzero([m not in unbroken for m in [-1, *kept_K[:-1].tolist()]])
+            starts = kept_K[whole_K]
+            chars = np.add.reduceat([len(self.text_M[m]) for m in kept_K.tolist()], whole_K).astype(np.int32)
+            ends = kept_K[np.append(whole_K[1:], len(kept_K)) - 1]
+            layout = context.Layout(
+                chars, np.zeros_like(chars), self.layout_M.first_L[starts], self.layout_M.last_L[ends]
+            )
+            joins = ends[:-1][context.hard_wraps(layout)[:-1]]
+            if not len(joins):
+                return
+            for m in joins.tolist():
+                unbroken.add(m)
+                self.joined_L[self._last_line(m)] = self.codes[HARD_WRAP]
 
     def _is_clean(self, before: int, after: int) -> bool:
         """Whether no rule would touch two halves put together: then they had better stay apart."""

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from raystyle import storage
-from raystyle.corpus.sources import Source
+from raystyle.corpus.sources import UNIT_BYTES, Source
 from raystyle.errors import DataError, RunError
 
 NAME = "manifest.json"
@@ -45,14 +45,15 @@ class Manifest:
     def describe(self) -> str:
         """What came in and what became of it, as lines for a person."""
         c = self.counts
-        cut = 1 - c["characters_kept"] / max(c["characters_in"], 1)
+        aside = [("held out", c["heldout"]), ("duplicates", c["duplicates"]), ("rejected", c["rejected"])]
+        set_aside = "".join(f", {count:,} {what}" for what, count in aside if count)
         lines = {
-            "files": f"{c['inputs']:,} ({c['rejected']:,} rejected: see rejected/)"
-            if c["rejected"]
-            else f"{c['inputs']:,}",
-            "text": f"{c['characters_kept']:,} of {c['characters_in']:,} characters kept; {c['removed']:,} removals, {cut:.1%}",
-            "documents": f"{c['documents']:,}" + (f", and {c['heldout']:,} held out" if c["heldout"] else ""),
+            "files": f"{c['inputs']:,}, with {c['texts']:,} texts",
+            "documents": f"{c['documents']:,}{set_aside}",
+            "text": f"{c['characters_kept']:,} of {c['characters_in']:,} characters; {c['removed']:,} removals by rules",
         }
+        if c["duplicate_chapters"]:
+            lines["chapters"] = f"{c['duplicate_chapters']:,} stand elsewhere too, and were taken out"
         if c["rows"] is not None:
             share = c["tokens"] / max(c["rows"] * self.max_seq_length, 1)
             lines["rows"] = f"{c['rows']:,} of {self.max_seq_length:,} tokens, {share:.2%} of them real"
@@ -120,13 +121,17 @@ def _is_begun(output: str) -> bool:
     work = storage.join(output, "_work")
     return storage.exists(work) and any(
         # Also the name that it has while it is being written.
-        storage.basename(file.uri).lstrip(".").startswith("started")
+        storage.basename(file.uri).lstrip(".").startswith(("started", "lock"))
         for file in storage.list_files(work, hidden=True)
     )
 
 
 def _changed_input(inputs: list[dict[str, Any]], sources: list[Source]) -> str | None:
-    """Which source is not what it was. Equal size and time of writing are trusted; else the content decides."""
+    """Which source is not what it was. Equal size and time of writing are trusted; else the content decides.
+
+    Of a zip's members, and of what was read in parts or not to its end, the whole has no hash to compare: then the time
+    of writing decides.
+    """
     before = {entry["source"]: entry for entry in inputs}
     for source in sources:
         entry = before.pop(source.uri, None)
@@ -134,8 +139,11 @@ def _changed_input(inputs: list[dict[str, Any]], sources: list[Source]) -> str |
             return f"`{source.uri}` is new"
         if entry["size"] != source.size:
             return f"`{source.uri}` has changed"
-        if entry["mtime_ns"] != source.mtime_ns and entry["sha256"] != storage.sha256(
-            [storage.read_bytes(source.location)]
-        ):
-            return f"`{source.uri}` has changed"
+        if entry["mtime_ns"] == source.mtime_ns:
+            continue
+        if source.member or not entry["sha256"] or source.size > UNIT_BYTES:
+            return f"`{source.uri}` has been written again since"
+        with storage.open_input(source.location) as file:
+            if entry["sha256"] != storage.sha256(iter(lambda: file.read(1 << 24), b"")):
+                return f"`{source.uri}` has changed"
     return f"`{next(iter(before))}` is gone" if before else None

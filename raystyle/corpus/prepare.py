@@ -23,18 +23,15 @@ import ray
 
 from raystyle import __version__, storage
 from raystyle.config import PrepareConfig
-from raystyle.corpus import collect, duplicates, parts, shards, stages
+from raystyle.corpus import collect, duplicates, outcome, parts, shards, stages
 from raystyle.corpus.manifest import CODE_VERSION, Manifest, find_finished, identity
 from raystyle.corpus.quality import Limits
-from raystyle.corpus.report import Duplicate, write_report
-from raystyle.corpus.rules import load_rules
-from raystyle.corpus.sources import Rejection, list_sources, plan_units
+from raystyle.corpus.report import write_report
+from raystyle.corpus.rules import Rules, load_rules
+from raystyle.corpus.sources import Rejection, Source, list_sources, plan_units
 from raystyle.errors import DataError, RaystyleError
 from raystyle.progress import bar
 from raystyle.tokens import backend_json, load_tokenizer, prefix_and_end, tokenizer_digest
-
-MAX_DUPLICATES_SHOWN = 500
-FOLDERS = ("documents", "heldout", "removed", "duplicates", "rejected", "rows")
 
 
 def prepare(config: PrepareConfig) -> Manifest:
@@ -56,8 +53,20 @@ def prepare(config: PrepareConfig) -> Manifest:
     if done := find_finished(output, wanted, sources):
         storage.delete(storage.join(output, "_work"))
         return replace(done, unchanged=True)
-    storage.delete(storage.join(output, "manifest.json"))
+    with storage.locked(storage.join(output, "_work", "lock")):
+        made = _make(config, output, rules, settings, sources, refused, (vocabulary, tokenizer), deciding)
+    storage.delete(storage.join(output, "_work"))
+    return made
 
+
+def _make(
+    config: PrepareConfig, output: str, rules: Rules, settings: stages.Settings, sources: list[Source],
+    refused: list[Rejection], tokens: tuple[collect.Vocabulary | None, dict[str, Any] | None], deciding: dict[str, Any],
+) -> Manifest:  # fmt: skip
+    """The work itself, or what is left of it to do."""
+    vocabulary, tokenizer = tokens
+    rules_entry = {"name": rules.name, "digest": rules.digest}
+    storage.delete(storage.join(output, "manifest.json"))
     # What dedup, held-out choice and tokenizing do not touch is reused when only they change.
     work = storage.join(output, "_work", stages.key_of(rules.digest, settings.cleaning, CODE_VERSION)[:16])
     storage.write_bytes(storage.join(work, "started"), b"")
@@ -75,7 +84,6 @@ def prepare(config: PrepareConfig) -> Manifest:
     entries = _entries(work, len(groups))
     rejected = [*refused, *_rejections(work, len(groups))]
     if not entries:
-        storage.delete(storage.join(output, "_work"))
         reasons = ", ".join(f"{why} ({count})" for why, count in Counter(r.reason for r in rejected).most_common(5))
         raise DataError(
             f"no text is left of {len(sources)} files: {reasons}\nhint: look at the files, or use other `--rules`"
@@ -100,19 +108,19 @@ def prepare(config: PrepareConfig) -> Manifest:
     )
     trained = collected[: len(ranges["documents"])]
     published = _publish(work, output, len(groups), jobs, trained, sorted({one.shard for one in gone}), vocabulary)
-    _write_rejected(output, rejected)
+    outcome.write_rejected(output, rejected)
 
-    inputs = _inputs(cleaned)
+    inputs = outcome.inputs(cleaned)
     manifest = Manifest(
         raystyle=__version__,
         inputs=inputs,
         rules=rules_entry,
         tokenizer=tokenizer,
         config=deciding,
-        counts=_counts(inputs, refused, rejected, cleaned, gone, collected, len(trained), settings),
+        counts=outcome.counts(inputs, refused, rejected, cleaned, gone, collected, len(trained), settings),
         shards=published,
         digest=stages.key_of(
-            wanted,
+            identity(deciding, rules_entry, tokenizer),
             [[entry[name] for name in ("relpath", "size", "sha256", "encoding")] for entry in inputs],
             [entry.doc_id for entry in entries],
             sorted(heldout),
@@ -120,9 +128,8 @@ def prepare(config: PrepareConfig) -> Manifest:
         ),
         output_dir=output,
     )
-    write_report(manifest, rules, cleaned, rejected, collected, _shown_duplicates(work, gone), cuts.lines)
+    write_report(manifest, rules, cleaned, rejected, collected, outcome.shown_duplicates(work, gone), cuts.lines)
     manifest.save()
-    storage.delete(storage.join(output, "_work"))
     return manifest
 
 
@@ -312,7 +319,7 @@ def _publish(
     for index, marker in enumerate(trained if vocabulary else []):
         move(f"documents-{index:05d}.rows", "rows", rows)
         rows += marker["rows"]
-    _remove_stale(output, {target for _, target, _ in moves} | {f"rejected/{parts.part_name(0)}"})
+    outcome.remove_stale(output, {target for _, target, _ in moves} | {f"rejected/{parts.part_name(0)}"})
     places = [(storage.join(work, source), storage.join(output, target), first) for source, target, first in moves]
     done = _map(collect.publish, places, [1] * len(moves), "publishing", "part")
     hashes = [result["sha256"] for result in done if result["sha256"]]
@@ -320,87 +327,3 @@ def _publish(
         {"path": f"rows/{parts.part_name(index)}", "rows": marker["rows"], "tokens": marker["tokens"], "sha256": sha256}
         for index, (marker, sha256) in enumerate(zip(trained if vocabulary else [], hashes, strict=True))
     ]
-
-
-def _write_rejected(output: str, rejected: list[Rejection]) -> None:
-    table = parts.table([tuple(rejection) for rejection in rejected], parts.REJECTED)
-    parts.write(storage.join(output, "rejected", parts.part_name(0)), table)
-
-
-def _remove_stale(output: str, expected: set[str]) -> None:
-    """Delete what interrupted runs left: parts of another config or of more inputs, and files half written."""
-    for file in storage.list_files(output, hidden=True):
-        name = file.uri[len(output) + 1 :]
-        half = name.startswith((".manifest.json.", ".report.html."))
-        if half or (name.split("/")[0] in FOLDERS and name not in expected):
-            storage.delete(file.uri)
-
-
-def _inputs(cleaned: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry for each source: those of its parts added up."""
-    inputs: dict[str, dict[str, Any]] = {}
-    for entry in (entry for marker in cleaned for entry in marker["inputs"]):
-        if (found := inputs.get(entry["relpath"])) is None:
-            inputs[entry["relpath"]] = dict(entry)
-            continue
-        for name in stages.COUNTED:
-            found[name] += entry[name]
-        found["sha256"] = stages.key_of(found["sha256"], entry["sha256"])
-    return list(inputs.values())
-
-
-def _shown_duplicates(work: str, gone: list[collect.Gone]) -> list[Duplicate]:
-    """For the report, of the first duplicates: title and source of what stays, title and source of what goes, the title of
-    its chapter where only that goes, and how similar they are."""
-    shown = gone[:MAX_DUPLICATES_SHOWN]
-    columns = ["doc_id", "title", "source", "chapter_titles"]
-    shards_ = {shard for one in shown for shard in (one.shard, one.kept_shard)}
-    ledgers = {s: parts.read(storage.join(work, f"clean-{s:05d}.documents.parquet"), columns) for s in shards_}
-
-    def named(shard: int, row: int) -> tuple[str, str]:
-        ledger = ledgers[shard]
-        return ledger["title"][row].as_py() or ledger["doc_id"][row].as_py(), ledger["source"][row].as_py()
-
-    def chapter(one: collect.Gone) -> str | None:
-        titles = ledgers[one.shard]["chapter_titles"][one.row].as_py()
-        return (titles[one.chapter] or f"part {one.chapter + 1}") if one.chapter >= 0 else None
-
-    return [
-        (*named(one.kept_shard, one.kept_row), *named(one.shard, one.row), chapter(one), one.similarity)
-        for one in shown
-    ]
-
-
-def _counts(
-    inputs: list[dict[str, Any]], refused: list[Rejection], rejected: list[Rejection], cleaned: list[dict[str, Any]],
-    gone: list[collect.Gone], collected: list[dict[str, Any]], num_trained: int, settings: stages.Settings,
-) -> dict[str, Any]:  # fmt: skip
-    """What went in and what became of it: every input and every text is accounted for.
-
-    `inputs` are files (and members of zips), with those that were refused unread; `texts` what was found in them, with
-    those refused. A text is rejected, or makes documents; where a document is a whole work, texts = documents + heldout +
-    duplicates + rejected. `characters` are those of lines, without line breaks.
-    """
-    hits: Counter[str] = Counter()
-    for marker in cleaned:
-        hits.update(marker["hits"])
-    hits[collect.SHARED_LINE] = sum(marker["removed"] for marker in collected)
-    packed = [marker for marker in collected[:num_trained] if marker["rows"] is not None]
-    rows = sum(marker["rows"] for marker in packed) if packed else None
-    tokens = sum(marker["tokens"] for marker in packed) if packed else None
-    return {
-        "inputs": len(inputs) + len(refused),
-        "texts": sum(entry["texts"] for entry in inputs) + len(refused),
-        "documents": sum(len(marker["documents"]) for marker in collected[:num_trained]),
-        "heldout": sum(len(marker["documents"]) for marker in collected[num_trained:]),
-        "duplicates": sum(one.chapter < 0 for one in gone),
-        "duplicate_chapters": sum(one.chapter >= 0 for one in gone),
-        "rejected": len(rejected),
-        "removed": sum(hits.values()),
-        **{name: sum(entry[name] for entry in inputs) for name in ("lines", "characters_in")},
-        "characters_kept": sum(marker["characters"] for marker in collected),
-        "rows": rows,
-        "tokens": tokens,
-        "padding": rows * settings.max_seq_length - tokens if rows is not None and tokens is not None else None,
-        "removed_by_rule": dict(sorted((rule, count) for rule, count in hits.items() if count)),
-    }

@@ -18,8 +18,8 @@ A pack is a mapping:
                                        # weak: only if its number fits the headings around it (see headings.py).
                                        # Groups `number`, `unit` and `title` say what stands in it
         at_start: true                 # optional; only before the first line that is kept
-        interrupts: true               # optional, drop_line only: such a line may stand inside a sentence, whose halves
-                                       # are then joined
+        interrupts: true               # optional: a line that this rule takes whole may stand inside a sentence, whose
+                                       # halves are then joined
         replace: '…'                   # rewrite only: a template, or `table: {'&quot;': '"'}` by what was matched
         outnumbers: true               # with a table: only in a work where the key stands more often than its replacement
         enabled: false                 # optional; off unless asked for by name
@@ -76,6 +76,7 @@ class Rule:
     table: tuple[tuple[str, str], ...] = ()
     outnumbers: bool = False
     enabled: bool = True
+    written: str = ""
     match: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
 
@@ -276,8 +277,8 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
         raise ConfigError(
             f"{where}: a heading is a whole line\nhint: `action: drop_line` and `heading: strong` or `weak`"
         )
-    if raw.get("interrupts") and raw["action"] != "drop_line":
-        raise ConfigError(f"{where}: `interrupts` goes with `action: drop_line`")
+    if raw.get("interrupts") and raw["action"] == "rewrite":
+        raise ConfigError(f"{where}: `interrupts` goes with `action: drop_line` or `cut_span`")
     if raw.get("outnumbers") and not raw.get("table"):
         raise ConfigError(f"{where}: `outnumbers` goes with a `table`")
     max_chars = raw.get("max_chars")
@@ -308,6 +309,7 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
         table=tuple((str(key), str(value)) for key, value in (raw.get("table") or {}).items()),
         outnumbers=bool(raw.get("outnumbers")),
         enabled=bool(raw.get("enabled", True)),
+        written=str(raw["pattern"]),
         match=tuple(examples.get("match", ())),
         keep=tuple(examples.get("keep", ())),
     )

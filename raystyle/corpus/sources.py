@@ -101,7 +101,7 @@ def list_sources(paths: Iterable[str], exclude: str | None = None) -> tuple[list
                 continue
             seen.add(location)
             if not _is_text(location):
-                shown = file.uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                shown = _shown(file.uri)
                 why = "the file's name is not UTF-8; rename it (`convmv -f gbk -t utf8` does so)"
                 rejected.append((shown, order, Rejection(shown, "unnamed", why)))
                 continue
@@ -115,6 +115,11 @@ def list_sources(paths: Iterable[str], exclude: str | None = None) -> tuple[list
                     found.append((item.relpath, order, item))
                 else:
                     rejected.append((relpath, order, item))
+        for uri, what in storage.not_files(path) if storage.exists(path) else ():
+            if not (exclude and storage.absolute(uri).startswith(f"{exclude}/")):
+                rejected.append(
+                    (uri, order, Rejection(_shown(uri), "no_file", f"a {what}; name the place it stands for"))
+                )
     sources: list[Source] = []
     copies: dict[str, int] = {}
     for relpath, _, source in sorted(found, key=lambda entry: (*entry[:2], entry[2].location)):
@@ -125,6 +130,11 @@ def list_sources(paths: Iterable[str], exclude: str | None = None) -> tuple[list
         names = ", ".join(f"`{path}`" for path in paths)
         raise DataError(f"no data file at {names} ({len(rejected)} others)\nhint: name files that end in {SUPPORTED}")
     return sources, [rejection for *_, rejection in sorted(rejected)]
+
+
+def _shown(name: str) -> str:
+    """A name with the bytes that are no UTF-8 written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _is_text(name: str) -> bool:

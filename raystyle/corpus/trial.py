@@ -1,6 +1,6 @@
 """Rules for a person to read, and tried on a text: `raystyle rules`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from raystyle.corpus.clean import clean
@@ -9,7 +9,7 @@ from raystyle.corpus.records import read_unit
 from raystyle.corpus.rules import Rule, Rules
 from raystyle.corpus.sources import Rejection, list_sources, plan_units
 from raystyle.corpus.stages import place
-from raystyle.errors import ConfigError, DataError
+from raystyle.errors import ConfigError
 
 CONTEXT_CHARS = 20
 # What happens to every line of every file says nothing about rules.
@@ -17,7 +17,10 @@ UNSHOWN = ("blank_line", "outer_whitespace")
 
 
 class Hit(NamedTuple):
-    """Where a rule applied: the line (from 1), what it took, what it put there, and what stands around it in the line."""
+    """Where a rule applied: the line (from 1), what it took, what it put there, and what stands around it in the line.
+
+    For what cannot be read, `rule` is the reason and `text` the detail.
+    """
 
     source: str
     line_no: int
@@ -39,15 +42,18 @@ def listing(rules: Rules, off: Iterable[Rule]) -> str:
     return "\n".join(lines)
 
 
-def explanation(rules: Rules, name: str) -> str:
-    """All there is to know about a rule. Raises `ConfigError` where there is none of that name."""
-    rule = next((rule for rule in rules.rules if rule.name == name), None)
+def explanation(rules: Rules, off: Iterable[Rule], name: str) -> str:
+    """All there is to know about a rule, on or off. Raises `ConfigError` where there is none of that name."""
+    off = list(off)
+    rule = next((rule for rule in [*rules.rules, *off] if rule.name == name), None)
     if rule is None:
         raise ConfigError(f"no rule `{name}` in {rules.name}\nhint: `raystyle rules` lists them")
     fields = {
         "why": rule.why,
-        "action": rule.action + (f", a {rule.heading} heading" if rule.heading else ""),
-        "pattern": rule.pattern.pattern,
+        "action": rule.action
+        + (f", a {rule.heading} heading" if rule.heading else "")
+        + (", off" if rule in off else ""),
+        "pattern": " ".join(rule.written.split()),
         "unless": rule.unless.pattern if rule.unless else None,
         "up to": f"{rule.max_chars} characters" if rule.max_chars else None,
         "only": "above the first line that is kept" if rule.at_start else None,
@@ -59,15 +65,16 @@ def explanation(rules: Rules, name: str) -> str:
     return "\n".join(lines)
 
 
-def hits(rules: Rules, paths: Iterable[str], to_simplified: str, max_bytes: int) -> Iterator[Hit]:
-    """Every removal in the texts at some paths, in order. Raises `DataError` where one cannot be read."""
-    sources, _ = list_sources(paths)
+def hits(rules: Rules, paths: Collection[str], to_simplified: str, max_bytes: int) -> Iterator[Hit]:
+    """Every removal in the texts at some paths, in order, and what cannot be read."""
+    sources = list_sources(paths)[0] if paths else []
     for unit in plan_units(sources):
         reading = read_unit(unit, text_column="text", title_column=None, encoding=None, max_bytes=max_bytes)
         try:
             for text in reading.texts:
                 if isinstance(text, Rejection):
-                    raise DataError(f"cannot read `{text.source}`: {text.reason}, {text.detail}")
+                    yield Hit(text.source, 0, text.reason, "rejected", "", text.detail, "", "")
+                    continue
                 _, removed = clean(text.text, rules, to_simplified=to_simplified)
                 lines = text.text.split("\n")
                 for row in removed.to_pylist():
@@ -80,7 +87,7 @@ def hits(rules: Rules, paths: Iterable[str], to_simplified: str, max_bytes: int)
                         row["text"], row["replacement"], after.rstrip(),
                     )  # fmt: skip
         except Unreadable as refusal:
-            raise DataError(f"cannot read `{unit.source.uri}`: {refusal.reason}, {refusal.detail}") from refusal
+            yield Hit(unit.source.uri, 0, refusal.reason, "rejected", "", refusal.detail, "", "")
 
 
 def shown(hit: Hit) -> str:

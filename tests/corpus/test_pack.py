@@ -17,9 +17,9 @@ lengths = st.lists(st.integers(0, 70), max_size=12)
 limits = st.integers(1, 16).flatmap(lambda segment: st.tuples(st.integers(segment, 40), st.just(segment)))
 modes = st.sampled_from(["concat", "best_fit"])
 tolerances = st.sampled_from([0, 0.1, 0.5, 0.9])
-texts = st.lists(
-    st.sampled_from([*PROSE, "\n", "\n\n\n", "他说：“走！”", "好……」", "𠮷", "x", "。"]), max_size=40
-).map("".join)
+texts = st.lists(st.sampled_from([*PROSE, "\n", "\n\n\n", "他说：“走！”", "好……」", "𠮷", "x", "。"]), max_size=40).map(
+    "".join
+)
 
 
 def parts_of(sizes: list[int], batch: int = 1000) -> list[Part]:

@@ -25,7 +25,7 @@ from raystyle.corpus.prepare import prepare
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
 source, output, tokenizer = sys.argv[1:]
 manifest = prepare(PrepareConfig(dataset_path=(source,), output_dir=output, tokenizer_name_or_path=tokenizer,
-                                 max_seq_length=64, segment_length=16))
+                                 max_seq_length=64, segment_length=16, heldout_fraction=0.2))
 print(json.dumps({"digest": manifest.digest, "counts": manifest.counts,
                   "shards": [shard["sha256"] for shard in manifest.shards]}))
 """
@@ -48,11 +48,13 @@ def prepared(source: str, output: str, tokenizer: str, endpoint: str) -> dict[st
 def test_bad_weather_does_not_change_the_result(
     tmp_path: Path, s3_server: str, bucket: str, tokenizer_dir: str
 ) -> None:
-    dice = random.Random(7)
     local = tmp_path / "in"
     for number in range(12):
-        lines = [f"第{number}部书。", *(dice.choice(PROSE) for _ in range(30))]
+        # Shuffled, so that no two books are alike; but one of them is there twice.
+        letters = random.Random(min(number, 10)).choices("".join(PROSE), k=600)
+        lines = [f"第{min(number, 10)}部书。", *("".join(letters[i : i + 20]) for i in range(0, 600, 20))]
         storage.write_bytes(f"{local}/集 {number % 3}/书{number}.txt", "\n".join(lines).encode("gb18030"))
+    storage.write_bytes(f"{local}/坏.txt.gz", b"\x1f\x8b\x08\x00")
     storage.upload(str(local), f"{bucket}/in")
     expected = prepared(str(local), str(tmp_path / "out"), tokenizer_dir, s3_server)
 
@@ -61,7 +63,8 @@ def test_bad_weather_does_not_change_the_result(
         found = prepared(f"{bucket}/in", f"{bucket}/out", tokenizer_dir, proxy.endpoint)
         assert all(proxy.counts[kind] for kind in KINDS), proxy.counts
     assert found == expected and expected["shards"]
-    for folder in ("documents", "removed", "rejected", "rows"):
+    assert expected["counts"]["duplicates"] == 1 and expected["counts"]["rejected"] == 1
+    for folder in ("documents", "heldout", "removed", "duplicates", "rejected", "rows"):
         ours, theirs = (tables(f"{root}/{folder}") for root in (f"{bucket}/out", tmp_path / "out"))
         assert ours == theirs and ours
 
