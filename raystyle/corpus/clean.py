@@ -152,6 +152,8 @@ class _Batch:
         self.interrupting = [self.codes[rule.name] for rule in rules.rules if rule.interrupts] + [
             self.codes[PAGE_NUMBER]
         ]
+        # By code; the last one stands for -1, what is kept.
+        self.interrupts_R = np.isin(np.arange(len(self.names) + 1), self.interrupting)
         self.lines = split_lines(texts)
         self.paragraphs = put_together(self.lines, context.hard_wraps, MIN_LINES)
         self.layout_M = layout_of(
@@ -243,15 +245,15 @@ class _Batch:
         joined = "".join(chain.from_iterable(zip(parts, ends, strict=True))) if unbroken else "\n".join(parts)
         text = joined.removesuffix("\n")
         line_L = slice(*self.lines.bounds_D[number : number + 2].tolist())
-        line_nos_M = self.paragraphs.first_M - line_L.start + 1
         begins_K = np.array([True, *map(bool, ends[:-1])][: len(parts)], bool)
         return Cleaned(
-            text, line_nos_M[kept_K][begins_K], self._chapters(first, last, kept_K, parts, ends, line_nos_M), recurring,
-            unmarked,            line_L.stop - line_L.start, int(self.lines.raw_chars_L[line_L].sum()), int(self.lines.chars_L[line_L].sum()),
+            text, self.paragraphs.first_M[kept_K][begins_K] - line_L.start + 1,
+            self._chapters(first, last, kept_K, parts, ends, line_L.start), recurring, unmarked, line_L.stop - line_L.start,
+            int(self.lines.raw_chars_L[line_L].sum()), int(self.lines.chars_L[line_L].sum()),
         )  # fmt: skip
 
     def _chapters(
-        self, first: int, last: int, kept_K: Places, parts: list[str], ends: list[str], line_nos_M: Places
+        self, first: int, last: int, kept_K: Places, parts: list[str], ends: list[str], first_line: int
     ) -> list[Heading]:
         """The headings of a text, and where in what is left of it their chapters begin."""
         titled = [m for m in range(first, last) if m in self.headings] if self.headings else []
@@ -260,7 +262,7 @@ class _Batch:
         starts_K = np.cumsum([0, *(len(part) + len(end) for part, end in zip(parts, ends, strict=True))])
         places = starts_K[np.searchsorted(kept_K, titled)].tolist()
         return [
-            Heading(int(line_nos_M[m]), self.headings[m].title or self.text_M[m], place)
+            Heading(int(self.paragraphs.first_M[m]) - first_line + 1, self.headings[m].title or self.text_M[m], place)
             for m, place in zip(titled, places, strict=True)
         ]
 
@@ -271,8 +273,11 @@ class _Batch:
             if self.candidates
             else {}
         )
+        long = whole and last - first >= MIN_LINES
+        if not mine and not long:
+            return set()
         layout = self._layout(first, last, mine)
-        if whole and last - first >= MIN_LINES:
+        if long:
             for weak in headings.weak_candidates(layout, lambda index: self.text_M[first + index]):
                 mine.setdefault(weak.line, (NUMBERED_HEADING, weak))
         found = {index: (rule, candidate._replace(line=index)) for index, (rule, candidate) in mine.items()}
@@ -367,7 +372,7 @@ class _Batch:
         """Paragraphs that go on behind a page marker: between the two stands nothing but such markers and blank lines."""
         unbroken: set[int] = set()
         passed = {self.codes[BLANK_LINE], *self.interrupting}
-        for m in np.flatnonzero(np.isin(self.rule_M[first:last], self.interrupting)) + first:
+        for m in np.flatnonzero(self.interrupts_R[self.rule_M[first:last]]) + first:
             before, after = self._around(int(m), first, last, passed)
             if before < first or after >= last or self.rule_M[before] >= 0 or self.rule_M[after] >= 0:
                 continue
