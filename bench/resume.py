@@ -219,7 +219,9 @@ def _disturb(
                 raise AssertionError(f"done again: {redone}")
             if target and not killed and not seen.issuperset(signs(output, stage)):
                 time.sleep(later)
-                killed = (output / "manifest.json").exists() or run.kill(target, dice)
+                if (output / "manifest.json").exists():
+                    break
+                killed = run.kill(target, dice)
                 after = time.monotonic() - run.started
             time.sleep(0.02)
         code, said = run.wait()
@@ -227,7 +229,7 @@ def _disturb(
             if code:
                 raise AssertionError(f"exit {code} though nothing was killed:\n{said[-3000:]}")
             return [one._replace(again_s=time.monotonic() - run.started) for one in rounds]
-        if not killed and rounds and not code:
+        if not killed and not code:
             return [one._replace(again_s=time.monotonic() - run.started) for one in rounds]
         if not killed:
             raise AssertionError(f"the run was over before it was killed ({stage}):\n{said[-3000:]}")
@@ -367,7 +369,7 @@ def main() -> None:
         _same(expected, output, f"round {number}: {rounds}")
         shutil.rmtree(output)
         found += [(number, one) for one in rounds]
-        print(number, *rounds, flush=True)
+        print(number, *rounds or ["over before it was killed"], flush=True)
     done, on_s = lose_a_node(command(work / "in", work / "disturbed", tokenizer), work / "disturbed", work, 0.3)
     _same(expected, work / "disturbed", "with a node lost")
     print(f"node lost after {done} tasks; {on_s:.0f} s more", flush=True)

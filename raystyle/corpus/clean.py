@@ -391,10 +391,14 @@ class _Batch:
             layout = context.Layout(
                 chars, np.zeros_like(chars), self.layout_M.first_L[starts], self.layout_M.last_L[ends]
             )
-            joins = ends[:-1][context.hard_wraps(layout)[:-1]]
-            if not len(joins):
+            broken_K = np.flatnonzero(context.hard_wraps(layout)[:-1])
+            # Never across a heading: what stands behind it is another chapter.
+            joins = [
+                int(ends[k]) for k in broken_K if not any(m in self.headings for m in range(ends[k], starts[k + 1]))
+            ]
+            if not joins:
                 return
-            for m in joins.tolist():
+            for m in joins:
                 unbroken.add(m)
                 self.joined_L[self._last_line(m)] = self.codes[HARD_WRAP]
 

@@ -152,9 +152,10 @@ def _cut(document: dict[str, Any], chapters: list[int], lines: frozenset[str]) -
     bounds = np.array([0, *document["chapter_ends"]])
     gone = np.isin(np.searchsorted(bounds, starts, "right") - 1, chapters)
     shared = np.array([paragraph in lines for paragraph in paragraphs], bool) & ~gone
-    document["text"] = "\n".join(
-        paragraph for paragraph, out in zip(paragraphs, (gone | shared).tolist(), strict=True) if not out
-    )
+    if (gone | shared).all():  # a text of nothing but such lines is no story with boilerplate in it
+        shared[:] = False
+    left = [paragraph for paragraph, out in zip(paragraphs, (gone | shared).tolist(), strict=True) if not out]
+    document["text"] = "\n".join(left)
     line_nos = document["line_nos"] or [0] * len(paragraphs)
     return [
         (document["source"], line_nos[i], "drop_line", SHARED_LINE, paragraphs[i], "", 0, len(paragraphs[i]))

@@ -91,7 +91,10 @@ def _make(
     gone, related = _find_duplicates(work, len(groups), cleaned, entries, settings, corpus)
     whole = {(one.shard, one.row) for one in gone if one.chapter < 0}
     staying = [entry for entry in entries if (entry.shard, entry.row) not in whole]
-    cuts = _cuts(work, len(groups), gone, len(staying), settings, corpus)
+    works = sum(bool(entry["documents"]) * (entry["texts"] - entry["rejected"]) for entry in outcome.inputs(cleaned))
+    if config.document_unit == "work":
+        works -= len(whole)
+    cuts = _cuts(work, len(groups), gone, works, settings, corpus)
     heldout = shards.choose_heldout(staying, config.heldout_fraction, related)
     size = shards.PACK_SHARD_BYTES if config.records == "documents" else sum(entry.num_bytes for entry in entries)
     ranges = {

@@ -54,6 +54,11 @@ KEYS = {
     "name", "why", "action", "pattern", "unless", "max_chars", "literals", "characters", "heading", "at_start", "replace", "table",
     "interrupts", "outnumbers", "enabled", "examples",
 }  # fmt: skip
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("name", "why", "action", "pattern", "unless", "characters", "replace"), str),
+    **dict.fromkeys(("table", "examples"), dict), **dict.fromkeys(("at_start", "interrupts", "outnumbers", "enabled"), bool),
+    "literals": list, "max_chars": int,
+}  # fmt: skip
 _FRAGMENT = re.compile(r"%\{(\w+)\}")
 
 
@@ -248,13 +253,25 @@ def _load(name: str, extended_by: tuple[str, ...]) -> list[Rule]:
         raise ConfigError(
             f"rules `{name}` are no pack\nhint: a mapping with a list called `rules`; see raystyle/corpus/rules.py"
         )
+    where = f"rules `{name}`"
     _refuse_unknown(pack, {"name", "extends", "fragments", "rules"}, name)
+    _expect(pack, {"name": str, "extends": str, "fragments": dict}, where)
+    names = [raw.get("name") for raw in pack["rules"] if isinstance(raw, dict)]
+    if twice := next((rule for index, rule in enumerate(names) if rule in names[:index]), None):
+        raise ConfigError(f"{where}: two rules are called `{twice}`")
     base = _load(pack["extends"], (*extended_by, name)) if "extends" in pack else []
     fragments = {str(key): str(value) for key, value in (pack.get("fragments") or {}).items()}
     own = [_compile(raw, fragments, name) for raw in pack["rules"]]
     for rule in own:
         _check(rule, name)
     return base + own
+
+
+def _expect(mapping: dict[str, Any], types: dict[str, type], where: str) -> None:
+    for key, kind in types.items():
+        if key in mapping and not isinstance(mapping[key], kind):
+            wanted = {str: "text (in quotes, if it looks like a number)", list: "a list", dict: "a mapping", bool: "true or false", int: "a number"}  # fmt: skip
+            raise ConfigError(f"{where}: `{key}` is {mapping[key]!r}\nhint: it must be {wanted[kind]}")
 
 
 def _refuse_unknown(mapping: dict[str, Any], known: set[str], where: str) -> None:
@@ -271,6 +288,7 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
     if not isinstance(raw, dict) or not {"name", "why", "action", "pattern"} <= set(raw):
         raise ConfigError(f"{where} lacks name, why, action or pattern")
     _refuse_unknown(raw, KEYS, where)
+    _expect(raw, TYPES, where)
     if raw["action"] not in ("drop_line", "cut_span", "rewrite"):
         raise ConfigError(f"{where}: action is `{raw['action']}`\nhint: use drop_line, cut_span or rewrite")
     if "heading" in raw and (raw["action"] != "drop_line" or raw["heading"] not in ("strong", "weak")):
@@ -293,6 +311,10 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
             "hint: or give `characters`, a class such as '[\\ue000-\\uf8ff]'"
         )
     examples = raw.get("examples") or {}
+    _refuse_unknown(examples, {"match", "keep"}, where)
+    _expect(examples, {"match": list, "keep": list}, where)
+    if not all(isinstance(example, str) for kind in examples.values() for example in kind):
+        raise ConfigError(f"{where}: its examples must be text\nhint: put numbers in quotes")
     return Rule(
         name=str(raw["name"]),
         why=str(raw["why"]),
@@ -337,7 +359,10 @@ def _check(rule: Rule, pack: str) -> None:
         line = example.strip()
         if not rule.may_apply(line):
             raise ConfigError(f"{where}: none of its literals stands in its example `{example}`")
-        spans = rule.spans(line)
+        try:
+            spans = rule.spans(line)
+        except (re.error, IndexError) as error:
+            raise ConfigError(f"{where}: its `replace` is no template for its pattern: {error}") from error
         if not spans:
             raise ConfigError(f"{where} does not match its example `{example}`")
         rewritten = line

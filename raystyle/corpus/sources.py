@@ -121,10 +121,13 @@ def list_sources(paths: Iterable[str], exclude: str | None = None) -> tuple[list
                     (uri, order, Rejection(_shown(uri), "no_file", f"a {what}; name the place it stands for"))
                 )
     sources: list[Source] = []
-    copies: dict[str, int] = {}
+    relpaths, taken = {relpath for relpath, *_ in found}, set[str]()
     for relpath, _, source in sorted(found, key=lambda entry: (*entry[:2], entry[2].location)):
-        copies[relpath] = copies.get(relpath, 0) + 1
-        name = relpath if copies[relpath] == 1 else f"{relpath}#{copies[relpath]}"
+        name, copy = relpath, 1
+        while name in taken or (copy > 1 and name in relpaths):  # a file may be called `a.txt#2`
+            copy += 1
+            name = f"{relpath}#{copy}"
+        taken.add(name)
         sources.append(source._replace(relpath=name))
     if not sources:
         names = ", ".join(f"`{path}`" for path in paths)

@@ -66,8 +66,6 @@ class Settings(NamedTuple):
     @property
     def signed(self) -> str:
         """Which signatures the later stages need: `near`, `exact` or `none`. Held-out text must be unlike all other."""
-        if self.records == "segments":
-            return "none"
         return "near" if self.heldout_fraction else self.dedup
 
     @property
@@ -193,6 +191,8 @@ class _Shard:
                 self._reject(entry, Rejection(place(source, text), *problem))
                 entry["texts"] -= 1  # it was counted when it was read
                 entry["characters_rejected"] += result.chars_in
+                if source.uri in joined:
+                    joined[source.uri][1].torn = True
                 continue
             entry["characters_kept"] += len(result.text) - result.text.count("\n")
             if pieces:
@@ -267,7 +267,8 @@ class _Shard:
         if self.settings.signed == "none" or not documents:
             return
         ledger = [dict(zip(parts.LEDGER.names, document, strict=True)) for document in documents]
-        ends = [document["chapter_ends"] if len(document["chapter_ends"]) > 1 else [] for document in ledger]
+        # A work without headings is its own one chapter: it may be a chapter of another.
+        ends = [document["chapter_ends"] for document in ledger]
         whole, pieces = dedup.sign([document["text"] for document in ledger], ends)
         rows = np.arange(self.documents, self.documents + len(documents))
         near = self.settings.signed == "near"
@@ -292,12 +293,15 @@ class _Joined:
     def __init__(self) -> None:
         self.pieces: list[str] = []
         self.ends: list[int] = []
+        # Whether the record before was removed whole: then the next one goes on after a line break.
+        self.torn = False
         self._length = 0
 
     def add(self, cleaned: Cleaned) -> None:
         """Append a record; a line break beside its text, which cleaning took as a blank line, is put back once."""
         broken = bool(self.pieces) and self.pieces[-1].endswith("\n")
-        before = "\n" if self.pieces and not broken and cleaned.line_nos_K[0] > 1 else ""
+        before = "\n" if self.pieces and not broken and (cleaned.line_nos_K[0] > 1 or self.torn) else ""
+        self.torn = False
         after = "\n" if cleaned.line_nos_K[-1] < cleaned.lines_in else ""
         self.pieces.append(before + cleaned.text + after)
         self._length += len(self.pieces[-1])

@@ -18,6 +18,7 @@ from raystyle import storage
 from raystyle.config import PrepareConfig
 from raystyle.corpus import collect, shards, stages
 from raystyle.corpus import prepare as job
+from raystyle.errors import StorageError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
@@ -110,6 +111,16 @@ def test_blocks_of_ray_data_do_not_matter(
     monkeypatch.setattr(context, "target_min_block_size", 1)
     job.prepare(settings_of(corpus, tmp_path / "out", tokenizer_dir))
     assert resume.hashes(tmp_path / "out") == expected
+
+
+def test_a_second_run_at_once_is_refused(corpus: Path, tmp_path: Path, tokenizer_dir: str) -> None:
+    output = tmp_path / "out"
+    with (
+        storage.locked(f"{output}/_work/lock"),
+        pytest.raises(StorageError, match=r"another process is writing below .*\nhint: wait for it"),
+    ):
+        job.prepare(settings_of(corpus, output, tokenizer_dir))
+    assert sorted(path.name for path in output.rglob("*")) == ["_work", "lock"]
 
 
 def test_ctrl_c_says_so_and_the_next_run_continues(
