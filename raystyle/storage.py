@@ -277,8 +277,10 @@ def locked(uri: str) -> Iterator[None]:
     if is_remote(uri):
         yield
         return
-    os.makedirs(os.path.dirname(uri), exist_ok=True)
-    with _explained("write", uri), open(uri, "wb") as file:
+    with _explained("write", uri):
+        os.makedirs(os.path.dirname(uri), exist_ok=True)
+        file = open(uri, "wb")  # noqa: SIM115 (what the block raises is not this file's trouble)
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -54,7 +54,11 @@ def prepare(config: PrepareConfig) -> Manifest:
         storage.delete(storage.join(output, "_work"))
         return replace(done, unchanged=True)
     with storage.locked(storage.join(output, "_work", "lock")):
-        made = _make(config, output, rules, settings, sources, refused, (vocabulary, tokenizer), deciding)
+        # Whoever held the lock may have done it all meanwhile.
+        if done := find_finished(output, wanted, sources):
+            made = replace(done, unchanged=True)
+        else:
+            made = _make(config, output, rules, settings, sources, refused, (vocabulary, tokenizer), deciding)
     storage.delete(storage.join(output, "_work"))
     return made
 
@@ -84,6 +88,7 @@ def _make(
     entries = _entries(work, len(groups))
     rejected = [*refused, *_rejections(work, len(groups))]
     if not entries:
+        storage.delete(work)
         reasons = ", ".join(f"{why} ({count})" for why, count in Counter(r.reason for r in rejected).most_common(5))
         raise DataError(
             f"no text is left of {len(sources)} files: {reasons}\nhint: look at the files, or use other `--rules`"
