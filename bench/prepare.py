@@ -214,12 +214,10 @@ def outcome(output: Path) -> dict[str, int]:
 
 def clean_kernel(texts: list[str]) -> None:
     """raystyle's cleaning of texts with LF line ends, and nothing else."""
-    from raystyle.corpus.clean import clean
+    from raystyle.corpus.clean import clean_all
     from raystyle.corpus.rules import load_rules
 
-    pack = load_rules("zh_web_novel")
-    for text in texts:
-        clean(text, pack)
+    clean_all(texts, load_rules("zh_web_novel"), to_simplified="auto")
 
 
 def kernel(texts: corpus.Corpus, tokenizer: Path, cores: int) -> dict[str, Any]:

@@ -167,6 +167,8 @@ class _Batch:
         # Dropped headings, placed within their text.
         self.headings: dict[int, headings.Candidate] = {}
         self.candidates: dict[int, tuple[str, headings.Candidate]] = {}
+        # Whether paragraphs are indented, by the first paragraph of their text.
+        self.indents: dict[int, bool] = {}
         # The rule that took the line feed after a line, or -1.
         self.joined_L = np.where(self.paragraphs.wrapped_L, self.codes[HARD_WRAP], -1).astype(np.int16)
 
@@ -310,10 +312,11 @@ class _Batch:
 
     def _go_on(self, before: int, after: int, first: int, last: int) -> bool:
         """Whether one paragraph is the first half, and another the second half, of a sentence."""
-        filled_M = self.paragraphs.chars_M[first:last] > 0
-        indented = np.count_nonzero(self.layout_M.indent_L[first:last][filled_M])
-        indents = 2 * indented >= np.count_nonzero(filled_M)
-        indent = bool(self.layout_M.indent_L[after]) if indents else None
+        if first not in self.indents:
+            filled_M = self.paragraphs.chars_M[first:last] > 0
+            indented = np.count_nonzero(self.layout_M.indent_L[first:last][filled_M])
+            self.indents[first] = bool(2 * indented >= np.count_nonzero(filled_M))
+        indent = bool(self.layout_M.indent_L[after]) if self.indents[first] else None
         return context.continues(self.text_M[before], self.text_M[after], indent)
 
     def _layout(self, first: int, last: int, seen: Iterable[int]) -> context.Layout:
