@@ -5,7 +5,6 @@ here imports more than the standard library: a mistake is answered before torch 
 these objects from a command line and files. Checks that need only the config live in `__post_init__`.
 """
 
-import codecs
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -133,8 +132,8 @@ class CorpusConfig(RayConfig):
         require(bool(self.rules), "`rules` is empty\nhint: name a pack, such as `zh_web_novel`")
         if self.encoding is not None:
             try:
-                codecs.lookup(self.encoding)
-            except LookupError:
+                "文".encode(self.encoding, "replace")
+            except (LookupError, ValueError):
                 raise ConfigError(
                     f"`encoding` is {self.encoding!r}\nhint: such as utf-8, gb18030, big5 or utf-16"
                 ) from None

@@ -397,7 +397,10 @@ class _Batch:
             broken_K = np.flatnonzero(context.hard_wraps(layout)[:-1])
             # Never across a heading: what stands behind it is another chapter.
             joins = [
-                int(ends[k]) for k in broken_K if not any(m in self.headings for m in range(ends[k], starts[k + 1]))
+                int(ends[k])
+                for k in broken_K
+                if not any(m in self.headings for m in range(ends[k], starts[k + 1]))
+                and self._is_clean(int(ends[k]), int(starts[k + 1]))
             ]
             if not joins:
                 return
@@ -425,14 +428,16 @@ class _Batch:
         dropped_L = np.where(self.lines.chars_L > 0, self.rule_M[paragraph_L], self.codes[BLANK_LINE])
         spaced_L = self.paragraphs.spaced_L.copy()
         edits = []
-        for m, (_, changes) in self.edited.items():
+        for m, (whole, changes) in self.edited.items():
             if self.rule_M[m] < 0:
-                edits += self._places(m, changes, spaced_L)
+                edits += self._places(m, whole, changes, spaced_L)
         return removals.table(
             self.lines, dropped_L, self.joined_L, spaced_L, edits, self.names, self.codes[OUTER_WHITESPACE]
         )
 
-    def _places(self, m: int, changes: Sequence[Edit], spaced_L: NDArray[np.bool_]) -> list[removals.Edited]:
+    def _places(
+        self, m: int, whole: str, changes: Sequence[Edit], spaced_L: NDArray[np.bool_]
+    ) -> list[removals.Edited]:
         """Edits of a paragraph as edits of its lines; one that reaches across line ends has a part in each."""
         edits = []
         last = self._last_line(m) + 1
@@ -443,7 +448,7 @@ class _Batch:
                 start, stop = max(change.start, place), min(change.end, end)
                 if start < stop:
                     left = int(self.lines.left_L[line]) - place
-                    text = self.lines.body[line].as_py()[start - place : stop - place]
+                    text = whole[start:stop]
                     edits.append(
                         removals.Edited(line, start + left, stop + left, text, replacement, self.codes[change.rule])
                     )

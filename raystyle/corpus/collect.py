@@ -158,7 +158,7 @@ def _cut(document: dict[str, Any], chapters: list[int], lines: frozenset[str]) -
     document["text"] = "\n".join(left)
     line_nos = document["line_nos"] or [0] * len(paragraphs)
     return [
-        (document["source"], line_nos[i], "drop_line", SHARED_LINE, paragraphs[i], "", 0, len(paragraphs[i]))
+        (document["place"], line_nos[i], "drop_line", SHARED_LINE, paragraphs[i], "", 0, len(paragraphs[i]))
         for i in np.flatnonzero(shared).tolist()
     ]
 

@@ -40,6 +40,8 @@ def inputs(cleaned: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name in stages.COUNTED:
             found[name] += entry[name]
         found["sha256"] = stages.key_of(found["sha256"], entry["sha256"])
+        both = dict.fromkeys([*(found["encoding"] or "").split(" + "), *(entry["encoding"] or "").split(" + ")])
+        found["encoding"] = " + ".join(name for name in both if name) or None
     return list(inputs.values())
 
 

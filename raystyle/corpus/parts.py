@@ -21,10 +21,11 @@ DOCUMENTS = pa.schema(
     [("doc_id", pa.string()), ("source", pa.string()), ("title", pa.string()), ("text", pa.large_string())]
 )
 # What later stages need to know of each document, beside its row in documents/: what it is held out with, where the
-# records end that it was put together from, its chapters, and the line (from 1) at which each paragraph began.
+# records end that it was put together from, how its removals name it (`place`), its chapters, and the line (from 1) at which each paragraph began.
 LEDGER = pa.schema(
     [
         *DOCUMENTS,
+        ("place", pa.string()),
         ("group", pa.string()),
         ("bytes", pa.int64()),
         ("records", pa.list_(pa.int64())),
@@ -153,14 +154,16 @@ def read(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 def take(uri: str, rows: list[int]) -> list[dict[str, Any]]:
     """Some rows of a part, by ascending number, reading only the row groups that hold them."""
-    file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
-    found, first, wanted = [], 0, np.array(rows)
-    for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        here = wanted[(wanted >= first) & (wanted < first + count)] - first
-        if len(here):
-            found += file.read_row_group(group).take(pa.array(here)).to_pylist()
-        first += count
+    found: list[dict[str, Any]] = []
+    first, wanted = 0, np.array(rows)
+    with storage.open_input(uri) as stream:
+        file = pq.ParquetFile(stream)
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            here = wanted[(wanted >= first) & (wanted < first + count)] - first
+            if len(here):
+                found += file.read_row_group(group).take(pa.array(here)).to_pylist()
+            first += count
     return found
 
 

@@ -283,7 +283,10 @@ def _find_duplicates(
         collect.Gone(**choice, kept_doc_id=doc_ids[choice["kept_shard"], choice["kept_row"]])
         for choice in parts.read(storage.join(work, "choices.parquet")).to_pylist()
     ]
-    jobs = [(shard, [one for one in gone if one.shard == shard]) for shard in sorted({one.shard for one in gone})]
+    by_shard: dict[int, list[collect.Gone]] = {}
+    for one in gone:
+        by_shard.setdefault(one.shard, []).append(one)
+    jobs = sorted(by_shard.items())
     _map(partial(collect.collect_duplicates, work=work), jobs, [len(mine) for _, mine in jobs], "setting aside", "text")
     return gone, [((a, b), (c, d)) for (a, b), (c, d) in found["related"]]
 
@@ -311,10 +314,11 @@ def _publish(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Move finished parts to where they belong, now that each shard's first row is known; the manifest's shards."""
     moves: list[tuple[str, str, int | None]] = []
+    numbers: Counter[str] = Counter()
 
     def move(source: str, folder: str, first_row: int | None = None) -> None:
-        number = sum(target.startswith(f"{folder}/") for _, target, _ in moves)
-        moves.append((f"{source}.parquet", f"{folder}/{parts.part_name(number)}", first_row))
+        moves.append((f"{source}.parquet", f"{folder}/{parts.part_name(numbers[folder])}", first_row))
+        numbers[folder] += 1
 
     for index in range(num_groups):
         move(f"clean-{index:05d}.removed", "removed")

@@ -343,7 +343,7 @@ def _document(
         own = text.title if text else None
         title = own or (PurePosixPath(_plain(source.relpath)).stem if record is None else None)
     return (
-        doc_id, source.uri, title, content, group, len(content.encode()), record_ends,
+        doc_id, source.uri, title, content, place(source, text) if text else source.uri, group, len(content.encode()), record_ends,
         [end for _, end in chapter_ends], [title for title, _ in chapter_ends], np.asarray(line_nos_K, np.int64),
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ left, until none applies: hence sweeping what was swept changes nothing. Every e
 was, so it can be undone.
 """
 
+import bisect
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -56,9 +57,7 @@ def sweep(line: str, rules: Sequence[Rule], all_rules: Rules, edits: Iterable[Ed
         if rule.action == "drop_line":
             return Swept(body, edits, rule)
         if edits:
-            origins = _origins(line, edits)
-            for start, end, replacement in reversed(spans):
-                edits = _edited(edits, body, origins, Edit(start, end, replacement, rule.name))
+            edits = _with(edits, body, _origins(line, edits), [Edit(*span, rule.name) for span in spans])
         else:
             edits = [Edit(*span, rule.name) for span in spans]
         body = text_of(line, edits)
@@ -107,6 +106,24 @@ def difference(line: str, wanted: str, rule: str) -> list[Edit]:
     while end < shorter - start and line[-1 - end] == wanted[-1 - end]:
         end += 1
     return [Edit(start, len(line) - end, wanted[start : len(wanted) - end], rule)]
+
+
+def _with(edits: list[Edit], body: str, origins: list[tuple[int, int]], news: list[Edit]) -> list[Edit]:
+    """Edits with more of them, whose places are in the edited line: all at once, but for those that touch a replacement."""
+    replaced = {(edit.start, edit.end) for edit in edits if edit.replacement}
+    touching = [new for new in news if origins[new.start] in replaced or origins[new.end - 1] in replaced]
+    apart = [new for new in news if new not in touching] if touching else news
+    placed = [new._replace(start=origins[new.start][0], end=origins[new.end - 1][1]) for new in apart]
+    starts = [edit.start for edit in placed]
+
+    def covered(edit: Edit) -> bool:
+        before = bisect.bisect_right(starts, edit.start) - 1
+        return before >= 0 and edit.start < placed[before].end
+
+    edits = sorted([*(edit for edit in edits if not covered(edit)), *placed])
+    for new in reversed(touching):
+        edits = _edited(edits, body, origins, new)
+    return edits
 
 
 def _edited(edits: list[Edit], body: str, origins: list[tuple[int, int]], new: Edit) -> list[Edit]:
