@@ -22,7 +22,7 @@ from raystyle.corpus import context, headings, removals, repeats
 from raystyle.corpus.lines import layout_of, put_together, split_lines
 from raystyle.corpus.rules import Rule, Rules
 from raystyle.corpus.script import simplified_lines
-from raystyle.corpus.sweep import OUTER_WHITESPACE, Edit, difference, plain, sweep
+from raystyle.corpus.sweep import OUTER_WHITESPACE, Edit, Swept, difference, plain, sweep
 
 Places = NDArray[np.int64]
 # What every line goes through before any rule, and what its neighbours decide after them.
@@ -198,12 +198,19 @@ class _Batch:
         """Every paragraph that a rule may touch, by itself."""
         candidates = self.rules.candidates(self.paragraphs.body, self.paragraphs.chars_M)
         candidates |= {m: self.rules.of(self.text_M[m]) for m in self.edited}
+        # A site's line stands in every chapter: what was decided of it once holds each time.
+        known: dict[str, Swept] = {}
         for m, found in sorted(candidates.items()):
             if self.rule_M[m] >= 0:
                 continue
             if applicable := plain(found):
                 before = self.text_M[m]
-                self._sweep(m, applicable)
+                if m in self.edited:
+                    self._take(m, sweep(self.edited[m][0], applicable, self.rules, self.edited[m][1]))
+                else:
+                    if before not in known:
+                        known[before] = sweep(before, applicable, self.rules)
+                    self._take(m, known[before])
                 if self.text_M[m] != before:
                     found = self.rules.of(self.text_M[m])
             if self.rule_M[m] < 0:
@@ -211,14 +218,14 @@ class _Batch:
                 if rule := next(weak, None):
                     self._candidate(m, rule, self.text_M[m])
 
-    def _sweep(self, m: int, rules: Sequence[Rule]) -> None:
-        line, edits = self.edited.get(m, (self.text_M[m], []))
-        swept = sweep(line, rules, self.rules, edits)
+    def _take(self, m: int, swept: Swept) -> None:
+        """Note what became of a paragraph."""
         if swept.dropped:
             self.rule_M[m] = self.codes[swept.dropped.name]
             if swept.dropped.heading:
                 self._candidate(m, swept.dropped, swept.text)
         elif swept.edits:
+            line = self.edited[m][0] if m in self.edited else self.text_M[m]
             self.text_M[m], self.edited[m] = swept.text, (line, swept.edits)
 
     def _candidate(self, m: int, rule: Rule, text: str) -> None:
@@ -367,7 +374,8 @@ class _Batch:
                 continue
             at_start = [rule for rule in self.rules.of(self.text_M[m]) if rule.at_start]
             if at_start:
-                self._sweep(m, at_start)
+                line, edits = self.edited.get(m, (self.text_M[m], []))
+                self._take(m, sweep(line, at_start, self.rules, edits))
             if self.rule_M[m] < 0:
                 return
 
