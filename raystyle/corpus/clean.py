@@ -155,7 +155,8 @@ class _Batch:
         # By code; the last one stands for -1, what is kept.
         self.interrupts_R = np.isin(np.arange(len(self.names) + 1), self.interrupting)
         self.lines = split_lines(texts)
-        self.paragraphs = put_together(self.lines, context.hard_wraps, MIN_LINES)
+        asked = MIN_LINES if HARD_WRAP not in rules.off else len(self.lines.raw) + 1
+        self.paragraphs = put_together(self.lines, context.hard_wraps, asked)
         self.layout_M = layout_of(
             self.paragraphs.body, self.paragraphs.chars_M, self.lines.left_L[self.paragraphs.first_M]
         )
@@ -247,7 +248,7 @@ class _Batch:
             self._drop_top(first, last)
         kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
         unbroken = self._mend_page_breaks(first, last)
-        if whole and len(kept_K) >= MIN_LINES:
+        if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
             self._mend_wraps(kept_K, unbroken)
         parts = [self.text_M[m] for m in kept_K.tolist()]
         ends = ["" if m in unbroken else "\n" for m in kept_K.tolist()] if unbroken else ["\n"] * len(parts)
@@ -286,7 +287,7 @@ class _Batch:
         if not mine and not long:
             return set()
         layout = self._layout(first, last, mine)
-        if long:
+        if long and NUMBERED_HEADING not in self.rules.off:
             for weak in headings.weak_candidates(layout, lambda index: self.text_M[first + index]):
                 mine.setdefault(weak.line, (NUMBERED_HEADING, weak))
         found = {index: (rule, candidate._replace(line=index)) for index, (rule, candidate) in mine.items()}
@@ -340,7 +341,9 @@ class _Batch:
         def line(index: int) -> str:
             return self.text_M[first + index]
 
-        listed, proven = repeats.contents(layout, line, here)
+        listed, proven = (
+            repeats.contents(layout, line, here) if CONTENTS not in self.rules.off else (set[int](), set[int]())
+        )
         for index in listed:
             self.headings.pop(first + index, None)
             self.rule_M[first + index] = self.codes[CONTENTS]
@@ -348,7 +351,7 @@ class _Batch:
             self.headings[first + index] = headings.Candidate(index, "", None, True, line(index))
             self.rule_M[first + index] = self.codes[PROVEN_HEADING]
         known = [self.headings[m] for m in range(first, last) if m in self.headings] if self.headings else []
-        for index in repeats.furniture(layout, line, known):
+        for index in repeats.furniture(layout, line, known) if FURNITURE not in self.rules.off else ():
             if self.rule_M[first + index] < 0:
                 self.rule_M[first + index] = self.codes[FURNITURE]
 
@@ -359,7 +362,7 @@ class _Batch:
         short = np.flatnonzero((self.rule_M[first:last] < 0) & (chars_M <= MAX_RECURRING_CHARS))
         counts = Counter([self.text_M[first + index] for index in short.tolist()])
         often = repeats.recurring((text, count) for text, count in counts.items() if count >= MIN_RECURRENCE)
-        dropped = {found.text for found in often if found.drop}
+        dropped = {found.text for found in often if found.drop and RECURRING not in self.rules.off}
         for index in short.tolist() if dropped else ():
             if self.text_M[first + index] in dropped:
                 self.rule_M[first + index] = self.codes[RECURRING]
@@ -383,6 +386,8 @@ class _Batch:
         """Paragraphs that go on behind a page marker: between the two stands nothing but such markers and blank lines."""
         unbroken: set[int] = set()
         passed = {self.codes[BLANK_LINE], *self.interrupting}
+        if PAGE_BREAK in self.rules.off:
+            return unbroken
         for m in np.flatnonzero(self.interrupts_R[self.rule_M[first:last]]) + first:
             before, after = self._around(int(m), first, last, passed)
             if before < first or after >= last or self.rule_M[before] >= 0 or self.rule_M[after] >= 0:

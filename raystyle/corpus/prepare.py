@@ -100,6 +100,8 @@ def _make(
     if config.document_unit == "work":
         works -= len(whole)
     cuts = _cuts(work, len(groups), gone, works, settings, corpus)
+    if collect.SHARED_LINE in rules.off:
+        cuts = cuts._replace(lines=frozenset())
     heldout = shards.choose_heldout(staying, config.heldout_fraction, related)
     size = shards.PACK_SHARD_BYTES if config.records == "documents" else sum(entry.num_bytes for entry in entries)
     ranges = {

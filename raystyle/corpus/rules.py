@@ -50,6 +50,11 @@ from raystyle.errors import ConfigError
 
 Action = Literal["drop_line", "cut_span", "rewrite"]
 Heading = Literal["strong", "weak"]
+# What cleaning does without a rule, by its neighbours; it can be switched off by name as rules can.
+STEPS = (
+    "hard_wrap", "page_break", "numbered_heading", "table_of_contents", "chapter_furniture", "recurring_line",
+    "line_of_many_works",
+)  # fmt: skip
 KEYS = {
     "name", "why", "action", "pattern", "unless", "max_chars", "literals", "characters", "heading", "at_start", "replace", "table",
     "interrupts", "outnumbers", "enabled", "examples",
@@ -129,6 +134,7 @@ class Rules:
 
     name: str
     rules: tuple[Rule, ...]
+    off: frozenset[str] = frozenset()  # of STEPS
 
     def of(self, line: str) -> list[Rule]:
         """The rules that may apply to a line, by its literals, in their order; lengths are not asked."""
@@ -175,7 +181,11 @@ class Rules:
         return _Finder(automaton, [np.array(rules, np.int64) for rules in rules_of.values()])
 
     def __reduce__(self) -> Any:
-        return Rules, (self.name, self.rules)  # what is made from them on first use cannot travel to another process
+        return Rules, (
+            self.name,
+            self.rules,
+            self.off,
+        )  # what is made from them on first use cannot travel to another process
 
     @property
     def digest(self) -> str:
@@ -185,7 +195,7 @@ class Rules:
              r.at_start, r.interrupts, r.replace, r.table, r.outnumbers]
             for r in self.rules
         ]  # fmt: skip
-        return hashlib.sha256(json.dumps(doing, ensure_ascii=False).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([doing, sorted(self.off)], ensure_ascii=False).encode()).hexdigest()
 
 
 def _first_bytes(characters: re.Pattern[str] | None) -> set[bytes]:
@@ -204,20 +214,20 @@ def pack_names() -> list[str]:
 def load_rules(names: str | Sequence[str], enable: Sequence[str] = (), disable: Sequence[str] = ()) -> Rules:
     """Packs by name or by the path of a YAML file, later ones adding to or replacing rules of earlier ones.
 
-    `enable` and `disable` switch single rules. Raises `ConfigError` where a pack is not sound or a name is unknown.
+    `enable` and `disable` switch single rules, `disable` the STEPS too. Raises `ConfigError` where a pack is not sound or a name is unknown.
     """
     names = [names] if isinstance(names, str) else names
     rules = {rule.name: rule for name in names for rule in _load(name, ())}
-    for wanted in [*enable, *disable]:
+    for wanted in [*enable, *(name for name in disable if name not in STEPS)]:
         if wanted not in rules:
-            near = difflib.get_close_matches(wanted, rules, 1)
+            near = difflib.get_close_matches(wanted, [*rules, *STEPS], 1)
             raise ConfigError(
                 f"no rule named `{wanted}` in {', '.join(names)}\nhint: "
                 + (f"did you mean `{near[0]}`?" if near else "`raystyle rules` lists them")
             )
     chosen = [rule for rule in rules.values() if (rule.enabled or rule.name in enable) and rule.name not in disable]
     label = "+".join(storage.basename(name).removesuffix(".yaml").removesuffix(".yml") for name in names)
-    return Rules(label, tuple(chosen))
+    return Rules(label, tuple(chosen), frozenset(disable).intersection(STEPS))
 
 
 def switched_off(names: Sequence[str], chosen: Rules) -> list[Rule]:

@@ -219,6 +219,29 @@ def test_page_numbers_inside_sentences_are_no_chapters() -> None:
     assert removed["rule"].to_pylist().count("number_inside_sentence") == 8
 
 
+def test_what_neighbours_decide_can_be_switched_off() -> None:
+    told = (
+        "他把灯吹灭了，坐在黑地里听雨，心里想着明天的路。门外有人走过，脚步很轻，像是怕惊动了谁。过了很久，他才睡着，"
+    )
+    paragraph = told * 3 + "后来看完了一封很长的信，灯芯也短了，" + told * 2 + "天就亮了。"
+    lines = "\n".join(paragraph[i : i + 34] for i in range(0, len(paragraph), 34))
+    wrapped = "\n".join(["　　" + lines] * 9)
+    sections = "\n".join(f"{n}\n{told * 4}。" for n in range(1, 9))
+    refrain = "\n".join(f"第{n}天，他走了{n}里路，天黑才停。\n月落乌啼霜满天的时候" for n in range(120))
+    torn = "　　他推开门，看见屋里\n_分节阅读_12\n没有人。\n" + "　　天亮了，他上路了。\n" * 40
+    for text, step in [
+        (wrapped, "hard_wrap"),
+        (sections, "numbered_heading"),
+        (refrain, "recurring_line"),
+        (torn, "page_break"),
+    ]:
+        on = clean(text, load_rules("common") if step == "recurring_line" else RULES)[1]
+        assert step in on["rule"].to_pylist()
+        rules = load_rules("zh_web_novel", disable=[step])
+        off = clean(text, rules)[1]
+        assert step not in off["rule"].to_pylist() and rules.digest != RULES.digest
+
+
 def test_odd_characters_are_put_right_only_where_they_outnumber_the_usual_ones() -> None:
     rules = load_rules("zh_web_novel", enable=["anti_crawler"])
     text = "他的脸色很澹。\n" * 6
