@@ -226,7 +226,7 @@ def test_what_neighbours_decide_can_be_switched_off() -> None:
     paragraph = told * 3 + "后来看完了一封很长的信，灯芯也短了，" + told * 2 + "天就亮了。"
     lines = "\n".join(paragraph[i : i + 34] for i in range(0, len(paragraph), 34))
     wrapped = "\n".join(["　　" + lines] * 9)
-    sections = "\n".join(f"{n}\n{told * 4}。" for n in range(1, 9))
+    sections = "\n".join(f"{n}\n" + f"{told}。\n" * 6 for n in range(1, 9))
     refrain = "\n".join(f"第{n}天，他走了{n}里路，天黑才停。\n月落乌啼霜满天的时候" for n in range(120))
     torn = "　　他推开门，看见屋里\n_分节阅读_12\n没有人。\n" + "　　天亮了，他上路了。\n" * 40
     for text, step in [
