@@ -44,7 +44,7 @@ class Quality(NamedTuple):
 def measure(text: str, solid_in: int) -> Quality:
     """Measures of a text of which `solid_in` characters came in."""
     lines = text.split("\n")
-    solid = sum(len(line) for line in lines)
+    solid = len(text) - len(lines) + 1
     kept = len(_SPACE.sub("", text)) if solid < SAMPLE_CHARS else solid
     once = sum(map(len, set(lines)))
     sample = _SPACE.sub("", text[:: max(1, len(text) // SAMPLE_CHARS)])

@@ -65,8 +65,8 @@ def table(
     right_L = lines.left_L + lines.chars_L
     parts = [
         _whole(lines, np.flatnonzero(~kept_L), dropped_L),
-        _whitespace(lines, np.flatnonzero(kept_L & (lines.left_L > 0)), np.zeros_like(right_L), lines.left_L, outer_whitespace),
-        _whitespace(lines, np.flatnonzero(kept_L & (right_L < lines.raw_chars_L)), right_L, lines.raw_chars_L, outer_whitespace),
+        _whitespace(lines, np.flatnonzero(kept_L & (lines.left_L > 0)), outer_whitespace, at_left=True),
+        _whitespace(lines, np.flatnonzero(kept_L & (right_L < lines.raw_chars_L)), outer_whitespace, at_left=False),
         _line_feeds(lines, np.flatnonzero(kept_L & (joined_L >= 0)), joined_L, spaced_L),
         _edits(edits),
     ]  # fmt: skip
@@ -101,20 +101,19 @@ def _whole(lines: Lines, line_R: NDArray[np.int64], dropped_L: NDArray[np.int16]
     )
 
 
-def _whitespace(
-    lines: Lines, line_R: NDArray[np.int64], start_L: NDArray[np.int32], end_L: NDArray[np.int32], rule: int
-) -> _Columns:
-    """Spans of whitespace. There are few kinds of them in a file, so those of one place are cut out together."""
+def _whitespace(lines: Lines, line_R: NDArray[np.int64], rule: int, *, at_left: bool) -> _Columns:
+    """Spans of whitespace at one end. They have few lengths in a file, so those of one length are cut out together."""
     raw = lines.raw.take(pa.array(line_R))
-    start_R, end_R = start_L[line_R], end_L[line_R]
-    if start_R.any():  # at the right end: count from there
-        start_R, end_R = start_R - end_R, np.zeros_like(end_R)
+    whole_R, left_R = lines.raw_chars_L[line_R], lines.left_L[line_R]
+    start_R = np.zeros_like(left_R) if at_left else left_R + lines.chars_L[line_R]
+    end_R = left_R if at_left else whole_R
+    length_R = end_R - start_R
     text = np.full(len(line_R), "", object)
-    for start, end in np.unique(np.stack([start_R, end_R]), axis=1).T:
-        which_R = (start_R == start) & (end_R == end)
-        cut = pc.utf8_slice_codeunits(raw.filter(pa.array(which_R)), int(start), int(end) or None)
-        text[which_R] = cut.to_pylist()
-    return _columns(line_R, CUT_SPAN, np.full(len(line_R), rule), pa.array(text, pa.string()), "", start_L[line_R], end_L[line_R])  # fmt: skip
+    for length in np.unique(length_R).tolist():
+        which_R = length_R == length
+        place = (0, length) if at_left else (-length, None)
+        text[which_R] = pc.utf8_slice_codeunits(raw.filter(pa.array(which_R)), *place).to_pylist()
+    return _columns(line_R, CUT_SPAN, np.full(len(line_R), rule), pa.array(text, pa.string()), "", start_R, end_R)
 
 
 def _line_feeds(

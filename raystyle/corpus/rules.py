@@ -98,11 +98,12 @@ class Rule:
         """Where the rule applies in a line: start, end, and what stands there afterwards. Literals are not asked for."""
         if self.max_chars is not None and len(line) > self.max_chars:
             return []
-        if not self.pattern.search(line) or (self.unless and self.unless.search(line)):
-            return []
         if self.action == "drop_line":
-            return [(0, len(line), "")]
+            matches = self.pattern.search(line) and not (self.unless and self.unless.search(line))
+            return [(0, len(line), "")] if matches else []
         hits = [hit for hit in self.pattern.finditer(line) if hit.end() > hit.start()]
+        if not hits or (self.unless and self.unless.search(line)):
+            return []
         spans = [(hit.start(), hit.end(), self._replacement(hit)) for hit in hits]
         return [span for span in spans if line[span[0] : span[1]] != span[2]]
 
