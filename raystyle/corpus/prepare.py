@@ -53,13 +53,20 @@ def prepare(config: PrepareConfig) -> Manifest:
     if done := find_finished(output, wanted, sources):
         storage.delete(storage.join(output, "_work"))
         return replace(done, unchanged=True)
-    with storage.locked(storage.join(output, "_work", "lock")):
-        # Whoever held the lock may have done it all meanwhile.
-        if done := find_finished(output, wanted, sources):
-            made = replace(done, unchanged=True)
-        else:
-            made = _make(config, output, rules, settings, sources, refused, (vocabulary, tokenizer), deciding)
-    storage.delete(storage.join(output, "_work"))
+    begun = storage.join(output, "_work")
+    try:
+        with storage.locked(storage.join(begun, "lock")):
+            # Whoever held the lock may have done it all meanwhile.
+            if done := find_finished(output, wanted, sources):
+                made = replace(done, unchanged=True)
+            else:
+                made = _make(config, output, rules, settings, sources, refused, (vocabulary, tokenizer), deciding)
+    except DataError:
+        # Where nothing was made that a next run could use, nothing is left.
+        if all(storage.basename(file.uri) == "lock" for file in storage.list_files(begun, hidden=True)):
+            storage.delete(begun)
+        raise
+    storage.delete(begun)
     return made
 
 
