@@ -99,7 +99,7 @@ def test_a_model_folder_as_output_keeps_its_config(tiny_model, tiny_prepared, tm
 
 
 def test_unknown_commands_and_no_command():
-    assert "one of demo, prepare, plan, train, sample, export" in refused("trian")
+    assert "one of demo, prepare, rules, plan, train, sample, export" in refused("trian")
     assert raystyle().returncode == 0
 
 
