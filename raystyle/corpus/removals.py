@@ -14,19 +14,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raystyle.corpus.lines import Lines
+from raystyle.corpus.parts import REMOVED
 
-SCHEMA = pa.schema(
-    [
-        ("text_no", pa.int32()),
-        ("line_no", pa.int64()),
-        ("action", pa.string()),
-        ("rule", pa.string()),
-        ("text", pa.string()),
-        ("replacement", pa.string()),
-        ("char_start", pa.int64()),
-        ("char_end", pa.int64()),
-    ]
-)
+# A text's number stands for its source until the source is known.
+SCHEMA = pa.schema([("text_no", pa.int32()), *list(REMOVED)[1:]])
 ACTIONS = ("drop_line", "cut_span", "rewrite")
 DROP_LINE, CUT_SPAN, REWRITE = range(3)
 

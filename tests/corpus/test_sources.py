@@ -149,3 +149,11 @@ def test_a_file_whose_name_is_no_text_is_told(tmp_path: Path) -> None:
     assert [source.relpath for source in sources] == ["a.txt"]
     assert [(row.reason, "\\xd6" in row.source) for row in rejected] == [("unnamed", True)]
     rejected[0].source.encode()
+
+
+def test_the_number_of_a_copy_is_no_other_files_name(tmp_path: Path) -> None:
+    for name in ("r1/a.txt", "r1/a.txt#2", "r2/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    sources, _ = list_sources([str(tmp_path / "r1"), str(tmp_path / "r2")])
+    assert sorted(source.relpath for source in sources) == ["a.txt", "a.txt#2", "a.txt#3"]

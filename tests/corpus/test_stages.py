@@ -160,6 +160,34 @@ def test_a_chapter_that_stands_elsewhere_is_cut_out_and_put_aside(tmp_path: Path
     assert cut == "\n".join(chapter(n) for n in (60, 61, 62, 70, 71))
 
 
+def test_a_story_alone_is_known_as_a_chapter_of_an_anthology(tmp_path: Path) -> None:
+    """So that neither is trained on while the other is held out."""
+    story = chapter(3)
+    clean_files(tmp_path, {"a.txt": novel(60, 63) + f"\n第4章 故事\n{story}\n" + novel(70, 72), "b.txt": story})
+    assert [(row["row"], row["chapter"], row["kept_row"]) for row in find(tmp_path)] == [(1, -1, 0)]
+
+
+def test_a_text_of_nothing_but_shared_lines_stays(tmp_path: Path) -> None:
+    banner = "欢迎光临老君庙书社看更多同类佳作"
+    _, (document,) = clean_files(tmp_path, {"a.jsonl": jsonl([banner])})
+    entries = [Entry(0, 0, document["doc_id"], "g", 1)]
+    cuts = collect.Cuts({}, frozenset([banner]))
+    collect.collect_shard("documents", 0, entries, cuts, str(tmp_path / "work"), None, SETTINGS)
+    assert [row["text"] for row in read(tmp_path, "documents-00000.documents")] == [banner]
+    assert read(tmp_path, "documents-00000.removed") == []
+
+
+def test_a_segment_that_goes_whole_does_not_glue_its_neighbours(tmp_path: Path) -> None:
+    records = ["他走了。", "www.example.com", "天黑了。"]
+    _, (row,) = clean_files(tmp_path, {"a.jsonl": jsonl(records)}, SETTINGS._replace(records="segments"))
+    assert row["text"] == "他走了。\n天黑了。"
+
+
+def test_held_out_segments_are_signed_too() -> None:
+    segments = SETTINGS._replace(records="segments", dedup="none")
+    assert segments.signed == "none" and segments._replace(heldout_fraction=0.1).signed == "near"
+
+
 def test_a_line_of_many_works_goes_with_a_record_of_it(tmp_path: Path) -> None:
     """A site's line once in each of six novels; the same words said by somebody stay."""
     banner = "欢迎光临老君庙书社看更多同类佳作"
