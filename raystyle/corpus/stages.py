@@ -21,13 +21,14 @@ import pyarrow.compute as pc
 
 from raystyle import storage
 from raystyle.corpus import dedup, parts
-from raystyle.corpus.clean import BLANK_LINE, OUTER_WHITESPACE, Cleaned, chapters, clean_all
+from raystyle.corpus.clean import BLANK_LINE, Cleaned, chapters, clean_all
 from raystyle.corpus.encodings import Unreadable
 from raystyle.corpus.quality import Limits, objection
 from raystyle.corpus.records import Reading, read_unit
 from raystyle.corpus.rules import Rules
 from raystyle.corpus.shards import piece_name
 from raystyle.corpus.sources import Rejection, Source, Text, Unit
+from raystyle.corpus.sweep import OUTER_WHITESPACE
 from raystyle.errors import StorageError
 
 # Characters cleaned at once: enough that a call's fixed costs do not matter, little enough to hold several times.
