@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from raystyle.errors import ModelError
+from raystyle.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -206,3 +207,25 @@ def load_adapter(model: "PreTrainedModel", directory: str) -> "PeftModel":
         )
     tuned.eval()
     return tuned
+
+
+@contextlib.contextmanager
+def scaled(model: "PeftModel", scale: float) -> Iterator[None]:
+    """The adapter's update times `scale` (0 is the base exactly, 1 the adapter as trained, above 1 more of it).
+
+    This is a straight line through the weights from the base (Wortsman et al. 2022, WiSE-FT). What it was before is put
+    back afterwards, whatever happens. Raises `ConfigError` for a scale that is negative or no number, `ModelError` where
+    the model has no LoRA.
+    """
+    from peft.helpers import rescale_adapter_scale
+    from peft.tuners.lora import LoraLayer
+
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ConfigError(
+            f"an adapter's scale is 0 or more, not {scale}\nhint: 0 is the base, 1 the adapter as trained"
+        )
+    if not any(isinstance(module, LoraLayer) for module in model.modules()):
+        raise ModelError("the model has no LoRA to scale\nhint: put an adapter on it first")
+    # At 0 the update is not added at all, rather than times zero: an infinite one would leave its mark as nan.
+    with model.disable_adapter() if scale == 0 else rescale_adapter_scale(model, float(scale)):
+        yield

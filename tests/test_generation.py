@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import raystyle.generation
 from raystyle import models, tokens
-from raystyle.generation import Sampling, draw, generate
+from raystyle.errors import ModelError
+from raystyle.generation import LIKELIEST, RANDOM_BITS, Sampling, draw, generate, generate_all, penalise
 
 PROMPTS = ["今日天气阴沉，", "天地玄黄宇宙洪荒", "日"]
 
@@ -46,8 +48,6 @@ def test_the_same_seed_gives_the_same_text_and_another_another(model, tiny_token
 
 
 def test_end_of_text_ends_a_row_and_is_not_in_its_text(model, tiny_tokenizer, monkeypatch):
-    import raystyle.generation
-
     [free] = generate(model, tiny_tokenizer, PROMPTS[:1], [Sampling(max_new_tokens=8, temperature=0)])
     stop = free.token_ids[3]
     monkeypatch.setattr(raystyle.generation, "_end_ids", lambda *_: {stop})
@@ -57,23 +57,126 @@ def test_end_of_text_ends_a_row_and_is_not_in_its_text(model, tiny_tokenizer, mo
     assert stopped.token_ids == free.token_ids[: free.token_ids.index(stop)]
 
 
+def test_more_new_tokens_continue_what_fewer_gave(model, tiny_tokenizer):
+    short, long = (
+        generate(model, tiny_tokenizer, PROMPTS[:1], [Sampling(max_new_tokens=n, temperature=1)])[0] for n in (5, 40)
+    )
+    assert long.token_ids[:5] == short.token_ids
+
+
+def test_rows_that_end_early_leave_the_batch_and_change_no_other(model, tiny_tokenizer, monkeypatch):
+    """Of eight rows two go on: the cache is cut to them on the way."""
+    monkeypatch.setattr(raystyle.generation, "_end_ids", lambda *_: {10**6})
+    samplings = [Sampling(max_new_tokens=n, temperature=1, repetition_penalty=1.2, seed=n) for n in range(1, 7)]
+    samplings += [Sampling(max_new_tokens=n, temperature=1, top_p=0.5, seed=n) for n in (10, 14)]
+    prompts = [PROMPTS[i % 3] for i in range(8)]
+    batch_sizes = []
+    forward = type(model).forward
+
+    def counted(self, input_ids, **kwargs):
+        batch_sizes.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    alone = [generate(model, tiny_tokenizer, [p], [s])[0] for p, s in zip(prompts, samplings, strict=True)]
+    monkeypatch.setattr(model, "forward", counted.__get__(model))
+    assert generate(model, tiny_tokenizer, prompts, samplings) == alone
+    assert batch_sizes == [8] * 4 + [4] * 2 + [2] * 4 + [1] * 4
+
+
+def test_any_number_of_prompts_in_batches_comes_back_in_order(model, tiny_tokenizer):
+    prompts = [PROMPTS[i % 3] * (1 + i % 2) for i in range(7)]
+    samplings = [Sampling(max_new_tokens=3 + i, seed=i) for i in range(7)]
+    expected = [generate(model, tiny_tokenizer, [p], [s])[0] for p, s in zip(prompts, samplings, strict=True)]
+    assert generate_all(model, tiny_tokenizer, prompts, samplings, batch_size=3) == expected
+    assert generate_all(model, tiny_tokenizer, [], [], batch_size=3) == []
+
+
+def test_token_ids_are_taken_as_they_are_and_no_tokens_start_at_the_end_of_text(model, tiny_tokenizer):
+    ids = tiny_tokenizer(PROMPTS[0])["input_ids"]
+    greedy = Sampling(max_new_tokens=4, temperature=0)
+    by_text, by_ids, by_none, by_end = generate(
+        model, tiny_tokenizer, [PROMPTS[0], ids, [], [tiny_tokenizer.eos_token_id]], [greedy] * 4
+    )
+    assert by_text == by_ids
+    assert by_none == by_end
+
+
+def test_a_limit_of_no_tokens_gives_none(model, tiny_tokenizer):
+    none, some = generate(model, tiny_tokenizer, PROMPTS[:2], [Sampling(max_new_tokens=0), Sampling(max_new_tokens=3)])
+    assert (none.text, none.token_ids, none.finish_reason) == ("", (), "length")
+    assert len(some.token_ids) == 3
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_not_finite_are_an_error(tiny_model, tiny_tokenizer, temperature):
+    broken = models.load_base(str(tiny_model), dtype=torch.float32).eval()
+    torch.nn.init.constant_(broken.lm_head.weight, float("nan"))
+    with pytest.raises(ModelError, match="not finite at new token 1"):
+        generate(broken, tiny_tokenizer, PROMPTS, [Sampling(temperature=temperature)] * 3)
+
+
+def drawn(logits_BV, temperature, top_p, random_B):
+    rows = len(logits_BV)
+    return draw(logits_BV, torch.full((rows,), temperature), torch.full((rows,), top_p), random_B)
+
+
 @given(
     logits=st.lists(st.floats(-20, 20), min_size=2, max_size=12),
     top_p=st.floats(0.05, 1),
     temperature=st.floats(0.1, 3),
-    seed=st.integers(0, 99),
+    random=st.integers(0, 2**RANDOM_BITS - 1),
 )
-def test_draws_come_from_the_smallest_set_that_reaches_top_p(logits, top_p, temperature, seed):
+def test_draws_come_from_the_smallest_set_that_reaches_top_p(logits, top_p, temperature, random):
     logits_V = torch.tensor(logits)
-    generator = torch.Generator().manual_seed(seed)
-    token = draw(logits_V, [], Sampling(temperature=temperature, top_p=top_p), generator)
+    [token] = drawn(logits_V[None], temperature, top_p, torch.tensor([random])).tolist()
     probabilities = torch.softmax(logits_V / temperature, -1)
     likelier = probabilities[probabilities > probabilities[token]].sum()
     assert likelier < top_p + 1e-4
 
 
-def test_the_repetition_penalty_makes_seen_tokens_less_likely():
-    logits_V = torch.tensor([2.0, 1.9, -1.0])
-    greedy = Sampling(temperature=0, repetition_penalty=1.5)
-    assert draw(logits_V, [], greedy, torch.Generator()) == 0
-    assert draw(logits_V, [0], greedy, torch.Generator()) == 1
+@pytest.mark.parametrize("vocab_size, spread", [(7, 1), (3 * LIKELIEST, 0.1), (3 * LIKELIEST, 4)])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
+def test_tokens_are_drawn_as_often_as_transformers_says(vocab_size, spread, top_p):
+    """Random numbers spread evenly over their range meet each token in proportion to its share of the top-p set."""
+    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+    torch.manual_seed(0)
+    logits_1V = spread * torch.randn(1, vocab_size)
+    warped_1V = TemperatureLogitsWarper(0.7)(None, logits_1V)
+    if top_p < 1:
+        warped_1V = TopPLogitsWarper(top_p)(None, warped_1V)
+    expected_V = torch.softmax(warped_1V, -1)[0]
+    count = 4096
+    random_B = torch.arange(count) * 2**RANDOM_BITS // count
+    tokens_B = drawn(logits_1V.expand(count, -1), 0.7, top_p, random_B)
+    shares_V = torch.bincount(tokens_B, minlength=vocab_size) / count
+    assert (shares_V.cumsum(0) - expected_V.cumsum(0)).abs().max() < 2 / count + 1e-4
+    assert not shares_V[expected_V == 0].any()
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 99), count=st.integers(1, 5))
+def test_a_row_draws_the_same_whatever_stands_beside_it(seed, count):
+    """Flat rows are sorted whole and peaked ones are not; half of the logits are tied, as in bf16."""
+    torch.manual_seed(seed)
+    logits_BV = (torch.randn(count, 2 * LIKELIEST) * torch.tensor([0.1, 5, 0.1, 5, 0])[:count, None]).bfloat16().float()
+    random_B = torch.randint(2**RANDOM_BITS, (count,))
+    together = drawn(logits_BV, 1.0, 0.9, random_B)
+    alone = [drawn(logits_BV[i : i + 1], 1.0, 0.9, random_B[i : i + 1]) for i in range(count)]
+    assert together.tolist() == torch.cat(alone).tolist()
+
+
+def test_greedy_and_drawn_rows_share_a_batch():
+    logits_BV = torch.tensor([[0.0, 1.0, 0.9]] * 2)
+    tokens = draw(logits_BV, torch.tensor([0.0, 1.0]), torch.ones(2), torch.tensor([2**RANDOM_BITS - 1] * 2))
+    assert tokens.tolist() == [1, 2]
+
+
+def test_the_repetition_penalty_is_that_of_transformers():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    torch.manual_seed(0)
+    logits_BV, seen_BT = torch.randn(2, 9), torch.tensor([[3, 3, 5], [0, 8, 1]])
+    found = penalise(logits_BV, seen_BT, torch.tensor([1.5, 1.0]))
+    assert torch.equal(found[:1], RepetitionPenaltyLogitsProcessor(1.5)(seen_BT[:1], logits_BV[:1]))
+    assert torch.equal(found[1], logits_BV[1])

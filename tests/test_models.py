@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from raystyle import models
-from raystyle.errors import ModelError
+from raystyle.errors import ConfigError, ModelError
 
 
 def test_shapes_read_from_the_config_are_those_of_the_loaded_model(tiny_model):
@@ -63,3 +63,68 @@ def test_weights_in_pickle_are_never_loaded(tiny_model, tmp_path):
     weights.unlink()
     with pytest.raises(ModelError, match="safetensors"):
         models.load_base(str(tmp_path / "m"), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_model):
+    """The tiny model with a LoRA that does something, in eval mode."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        models.load_base(str(tiny_model), dtype=torch.float32),
+        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False),
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=torch.arange(20)[None]).logits
+
+
+def test_scale_0_is_the_base_exactly_and_1_the_adapter(tuned, tiny_model):
+    as_trained = logits(tuned)
+    base = logits(models.load_base(str(tiny_model), dtype=torch.float32).eval())
+    assert not torch.allclose(as_trained, base)
+    with models.scaled(tuned, 0):
+        assert torch.equal(logits(tuned), base)
+        with tuned.disable_adapter():
+            assert torch.equal(logits(tuned), base)
+        assert torch.equal(logits(tuned), base)
+    with models.scaled(tuned, 1):
+        assert torch.equal(logits(tuned), as_trained)
+    assert torch.equal(logits(tuned), as_trained)
+
+
+def test_a_scaled_update_is_that_of_a_scaled_matrix(tuned):
+    """The same as B times the scale, written by hand."""
+    with models.scaled(tuned, 1.5):
+        found = logits(tuned)
+    matrices = [parameter for name, parameter in tuned.named_parameters() if "lora_B" in name]
+    assert matrices
+    with torch.no_grad():
+        for matrix in matrices:
+            matrix.mul_(1.5)
+        expected = logits(tuned)
+        for matrix in matrices:
+            matrix.div_(1.5)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("scale", [0, 0.5])
+def test_the_scale_is_put_back_after_an_error(tuned, scale):
+    before = logits(tuned)
+    with pytest.raises(RuntimeError), models.scaled(tuned, scale):
+        raise RuntimeError
+    assert torch.equal(logits(tuned), before)
+
+
+@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
+def test_a_scale_that_means_nothing_is_refused(tuned, scale):
+    with pytest.raises(ConfigError, match="0 or more"), models.scaled(tuned, scale):
+        pass
+
+
+def test_a_model_without_an_adapter_cannot_be_scaled(tiny_model):
+    with pytest.raises(ModelError, match="no LoRA"), models.scaled(models.load_base(str(tiny_model), dtype="auto"), 1):
+        pass
