@@ -69,9 +69,15 @@ def wrong(name: str, value: Any, wanted: str) -> ConfigError:
 # on disk or is written like a path is one.
 _PLACE_OR_NAME = {"model_name_or_path", "tokenizer_name_or_path", "rules", "deepspeed"}
 
+# Fields whose paths may have a name in front: AUTHOR=PATH.
+_NAMED = {"reference_path", "contrast_path"}
+
 
 def as_path(name: str, value: str) -> str:
     """An absolute path or URI, or a name left as it is. Raises `ConfigError` for a relative path in a submitted job."""
+    if name in _NAMED and "=" in value.partition("/")[0]:
+        label, _, path = value.partition("=")
+        return f"{label}={as_path('path', path) if path else ''}"
     if storage.is_remote(value):
         return storage.absolute(value)
     looks_like_path = value.startswith(("/", "./", "../", "~", "file://"))
