@@ -1,23 +1,27 @@
 """The driver of a run: claims its directory, starts Ray Train's workers, shows their progress, checks what came out.
 
+And, once training has ended: what was measured afterwards, and which checkpoint becomes the run's `adapter/`.
 Ray is initialised by the caller. The driver needs no GPU.
 """
 
 import dataclasses
-import json
+import hashlib
+import os
+import shutil
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Mapping
 from typing import Any
 
-from raystyle import adapters, errors, progress, storage
+from raystyle import adapters, errors, storage
 from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, RunError, StorageError, TrainingError
 from raystyle.flags import to_dict
+from raystyle.training import checkpoints, metrics, validation
+from raystyle.training.follow import followed
+from raystyle.training.metrics import read as read_metrics
 from raystyle.training.plan import FAILURE, Plan
 
-POLL_INTERVAL_S = 1.0
 # Ray Train's patch of `print` shows every line twice where Ray sends workers' output to the driver.
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 
@@ -71,10 +75,17 @@ def check_is_run(output_dir: str) -> None:
 
 
 def fit(
-    config: TrainConfig, plan: Plan, prepared_dir: str, manifest: dict[str, Any], layer_counts: dict[str, int]
+    config: TrainConfig,
+    plan: Plan,
+    prepared_dir: str,
+    manifest: dict[str, Any],
+    layer_counts: dict[str, int],
+    validate: validation.Validate | None = None,
 ) -> TrainResult:
     """Train until the plan's last step, continuing whatever this directory's run has done already.
 
+    `validate` measures a checkpoint, given its URI, and returns numbers by name; it runs beside training where there is
+    room (`validation.py`), in a Ray process of its own, and may fail, hang or be killed at no cost to training.
     Raises `ConfigError` where Ray has too little for the workers, `TrainingError` where they failed for good.
     """
     import ray.train
@@ -87,6 +98,17 @@ def fit(
     if is_finished(adapter_dir, plan.steps):
         return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=True)
     use_gpu, cpus = resources(config)
+    node = _place_beside(config, use_gpu, cpus) if validate else None
+    validating: dict[str, Any] = {}
+    if validate and node:
+        validating["validation_config"] = validation.ray_config(
+            validate,
+            config.output_dir,
+            node,
+            use_gpu=use_gpu,
+            timeout_s=config.eval_timeout_s,
+            tensorboard="tensorboard" in config.report_to,
+        )
     claim(config, plan)
     task = {
         "config": to_dict(config),
@@ -97,6 +119,7 @@ def fit(
         "checkpoint_steps": list(plan.checkpoints),
         "layer_counts": layer_counts,
         "use_gpu": use_gpu,
+        "is_validated": bool(validating),
     }
     checkpoints_dir = storage.join(config.output_dir, "checkpoints")
     # Which checkpoint to continue from is decided by looking at the checkpoints themselves (`checkpoints.last_good`),
@@ -119,7 +142,9 @@ def fit(
             # Errors only: its warnings ask for the dashboard's state API, which a local Ray runs without.
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            callbacks=[validation.callback(config.output_dir)] if validating else [],
         ),
+        **validating,
     )
     try:
         with followed(config.output_dir, plan.steps):
@@ -140,34 +165,88 @@ def fit(
         raise TrainingError(
             f"training ended without an adapter in {adapter_dir}\nhint: run the same command to continue"
         )
+    if validating:
+        validation.mark_going_on(config.output_dir)  # nobody looks for the mark any more
+    metrics.join(config.output_dir)
     return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=False)
 
 
-def _milestone(entry: dict[str, Any]) -> str | None:
-    """What a line of metrics.jsonl tells a person watching, beside the bar."""
-    if "isolation_logit_difference" in entry:
-        return (
-            f"isolation of documents proved: logits within {entry['isolation_logit_difference']:.0e} of each one alone"
-        )
-    if "continued_from_step" in entry:
-        return f"continued from the checkpoint of step {entry['continued_from_step']}"
-    if "heldout_loss" in entry:
-        return f"held-out loss after step {entry['step']}: {entry['heldout_loss']:.4f} nats per token"
-    return None
+def _place_beside(config: TrainConfig, use_gpu: bool, cpus: int) -> str | None:
+    """The node on which checkpoints are evaluated while training goes on, if there is room; said on stderr."""
+    import ray
+
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    worker = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    node = validation.room(nodes, worker, config.num_workers, validation.needed(use_gpu))
+    print(validation.outlook(node, use_gpu, cpus), file=sys.stderr, flush=True)
+    return node
+
+
+def record(output_dir: str, step: int, numbers: Mapping[str, Any], tensorboard: bool) -> None:
+    """Add what was measured of a step's checkpoint after training to `metrics.jsonl`, and to TensorBoard if asked for."""
+    metrics.write_evaluation(output_dir, step, numbers, tensorboard=tensorboard)
+    metrics.join(output_dir)
 
 
 def is_finished(adapter_dir: str, steps: int) -> bool:
-    """Whether the adapter of the run's last step is there; `raystyle_adapter.json` is the file written last."""
+    """Whether the run has trained to its last step and left an adapter: of that step, or of an earlier one it selected.
+
+    `raystyle_adapter.json` is the file written last.
+    """
     about = storage.join(adapter_dir, adapters.ABOUT)
-    return storage.exists(about) and storage.read_json(about).get("step") == steps
+    if not storage.exists(about):
+        return False
+    told = storage.read_json(about)
+    return bool(told.get("selected", {}).get("of_steps", told.get("step")) == steps)
 
 
-def read_metrics(output_dir: str) -> list[dict[str, Any]]:
-    try:
-        lines = storage.read_bytes(storage.join(output_dir, "metrics.jsonl")).decode().splitlines()
-    except StorageError:
-        return []
-    return [json.loads(line) for line in lines]
+def select(output_dir: str, checkpoint_name: str, about: Mapping[str, Any]) -> bool:
+    """Make a finished run's `adapter/` the adapter of one of its checkpoints; returns whether it was another before.
+
+    `about` says why (`{"reason": sentence}`); with the step and the run's steps it becomes `selected` in
+    `raystyle_adapter.json`. That file is deleted first and written last, so that an `adapter/` which has it is never
+    mixed: after a crash in between the run counts as unfinished, and the command that trained it writes `adapter/`
+    anew from the last checkpoint. Raises `RunError` where the checkpoint is gone, `StorageError` where one of its files
+    is not what it was.
+    """
+    source, target = storage.join(output_dir, "checkpoints", checkpoint_name), storage.join(output_dir, "adapter")
+    about_uri = storage.join(target, adapters.ABOUT)
+    before = storage.read_json(about_uri) if storage.exists(about_uri) else {}
+    with tempfile.TemporaryDirectory(prefix="raystyle-adapter-") as scratch:
+        _fetch_adapter(source, scratch)
+        told = adapters.verify(scratch)
+        steps = storage.read_json(storage.join(output_dir, "plan.json"))["steps"]
+        told["selected"] = {"step": told["step"], "of_steps": steps, **about}
+        is_other = bool(before.get("fingerprint") != told["fingerprint"])
+        if is_other:
+            storage.delete(about_uri)
+            os.unlink(os.path.join(scratch, adapters.ABOUT))
+            storage.upload(scratch, target)
+            with storage.local_copy(target) as written:
+                if adapters.fingerprint(written) != told["fingerprint"]:
+                    raise StorageError(f"`{target}` is not what was written there\nhint: run the same command again")
+    if before != told:
+        storage.write_json(about_uri, told)
+    return is_other
+
+
+def _fetch_adapter(checkpoint: str, directory: str) -> None:
+    """Copy a checkpoint's adapter, without the optimizer beside it, and compare it with the checkpoint's own digests."""
+    marker = storage.join(checkpoint, checkpoints.MARKER)
+    if not storage.exists(marker):
+        raise RunError(
+            f"the checkpoint `{checkpoint}` is not there any more, so its adapter cannot become `adapter/`\n"
+            "hint: `save_total_limit` deletes earlier checkpoints: choose another one (`--select_checkpoint last`), or "
+            "train again without it into another --output_dir"
+        )
+    digests = storage.read_json(marker)["sha256"]
+    for name in (adapters.CONFIG, adapters.WEIGHTS, adapters.ABOUT):
+        path = os.path.join(directory, name)
+        with storage.open_input(storage.join(checkpoint, name)) as stream, open(path, "wb") as file:
+            shutil.copyfileobj(stream, file)
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digests[name]:
+                raise StorageError(f"`{storage.join(checkpoint, name)}` is damaged\nhint: choose another checkpoint")
 
 
 def resources(config: TrainConfig) -> tuple[bool, int]:
@@ -203,38 +282,3 @@ def _explained(error: Any, config: TrainConfig) -> TrainingError:
         f"training failed: {last[-1] if last else error}\n"
         f"hint: the same command continues from the last checkpoint in {storage.join(config.output_dir, 'checkpoints')}"
     )
-
-
-@contextmanager
-def followed(output_dir: str, steps: int) -> Iterator[None]:
-    """Show the workers' progress while the block lasts: rank 0 writes metrics.jsonl, wherever it runs."""
-    done = threading.Event()
-    with progress.bar(steps, "train", "step") as shown:
-        seen = 0
-        told = read_metrics(output_dir)
-
-        def refresh() -> None:
-            nonlocal seen
-            everything = read_metrics(output_dir)
-            for entry in everything[len(told) :]:
-                told.append(entry)
-                if line := _milestone(entry):
-                    print(line, file=sys.stderr, flush=True)
-            entries = [entry for entry in everything if "loss" in entry]
-            if entries and entries[-1]["step"] > seen:
-                speed = f"{entries[-1].get('tokens_per_second', 0):,.0f} tokens/s"
-                shown.update(entries[-1]["step"] - seen, f"loss {entries[-1]['loss']:.3f}, {speed}")
-                seen = entries[-1]["step"]
-
-        def follow() -> None:
-            while not done.wait(POLL_INTERVAL_S):
-                refresh()
-
-        thread = threading.Thread(target=follow, name="raystyle-progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-            refresh()

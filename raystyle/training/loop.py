@@ -12,7 +12,7 @@ from raystyle import models, storage, tokens
 from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, RaystyleError, StorageError
 from raystyle.flags import from_dict
-from raystyle.training import attention, checkpoints, lora, sharding
+from raystyle.training import attention, checkpoints, lora, sharding, validation
 from raystyle.training.plan import FAILURE
 from raystyle.training.rows import Order, Placed, Rows, flat_batch
 from raystyle.training.trainer import PackedTrainer, Run, Task
@@ -41,6 +41,8 @@ def _train(task: Task) -> None:
     config = from_dict(TrainConfig, task.config)
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
+    if task.is_validated and rank == 0:
+        validation.mark_going_on(config.output_dir)
     device = torch.device("cuda" if task.use_gpu else "cpu")
     bf16 = config.bf16 if config.bf16 is not None else models.auto_dtype(device) == torch.bfloat16
     implementation = attention.choose(config.attn_implementation, task.use_gpu, bf16)
@@ -82,6 +84,8 @@ def _train(task: Task) -> None:
                 checkpoints.load_adapter(directory, model)
                 trainer.train(resume_from_checkpoint=directory)
         trainer.finish()
+    if task.is_validated and rank == 0:
+        validation.mark_stopped(config.output_dir)
 
 
 def _tokenizer_name(config: TrainConfig) -> str:

@@ -6,14 +6,16 @@ from typing import Any
 
 from raystyle import html, storage
 from raystyle.errors import StorageError
+from raystyle.training import gate
 
 
 def write(output_dir: str, plan: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     """Write `loss.png` and `report.html` into a run; returns the page's URI. `plan` and `metrics` are the run's JSON."""
-    losses = [(entry["step"], entry["loss"]) for entry in metrics if math.isfinite(entry.get("loss", math.nan))]
-    storage.write_bytes(storage.join(output_dir, "loss.png"), _loss_png(losses, _heldout(metrics)))
+    storage.write_bytes(storage.join(output_dir, "loss.png"), loss_png(metrics))
     uri = storage.join(output_dir, "report.html")
-    storage.write_bytes(uri, _page(plan, metrics, losses, read_samples(output_dir)).encode())
+    subtitle = f"{plan['identity']['model']}, data {plan['identity']['data_digest'][:12]}"
+    page = html.page("raystyle train", sections(plan, metrics, read_samples(output_dir)), subtitle)
+    storage.write_bytes(uri, page.encode())
     return uri
 
 
@@ -26,19 +28,17 @@ def read_samples(output_dir: str) -> list[dict[str, Any]]:
     return sorted((storage.read_json(file.uri) for file in files), key=lambda record: record["step"])
 
 
-def _heldout(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """(step, held-out loss) before training and at each checkpoint."""
-    return _series(metrics, "heldout_loss")
+def verdict(plan: dict[str, Any], metrics: list[dict[str, Any]]) -> gate.Gate:
+    """The loss gate's word on a run."""
+    return gate.judge(_losses(metrics), _series(metrics, "heldout_loss"), plan["base_parameters"])
 
 
-def _page(
-    plan: dict[str, Any],
-    metrics: list[dict[str, Any]],
-    losses: list[tuple[float, float]],
-    samples: list[dict[str, Any]],
-) -> str:
+def sections(
+    plan: dict[str, Any], metrics: list[dict[str, Any]], samples: list[dict[str, Any]]
+) -> list[tuple[str, html.Markup]]:
+    """What a page says of the training itself, as (heading, content), for this package's own page and for others."""
     steps = [entry for entry in metrics if "loss" in entry]
-    heldout = _heldout(metrics)
+    heldout = _series(metrics, "heldout_loss")
     speeds = sorted(entry["tokens_per_second"] for entry in steps if entry.get("tokens_per_second"))
     boxes = [
         ("rows", plan["rows"], f"of {plan['max_seq_length']:,} tokens, {plan['real_token_share']:.1%} of them real"),
@@ -49,19 +49,23 @@ def _page(
     if len(heldout) >= 2:
         boxes.append(("held-out loss", round(heldout[-1][1], 3), f"from {heldout[0][1]:.3f} nats per token"))
     identity = [(name, str(value)) for name, value in plan["identity"].items()]
-    sections = [
+    word, sentence = verdict(plan, metrics)
+    curves = html.line_chart({"training": _losses(metrics), "held out": heldout}, "step", "nats per token")
+    found = [
         ("The run", html.flow(boxes)),
-        ("Loss", html.line_chart({"training": losses, "held out": heldout}, "step", "nats per token")),
+        ("Loss", html.Markup(html.lead(f"Loss gate: {word}.") + html.note(sentence) + curves)),
         ("Learning rate", html.line_chart({"": _series(steps, "learning_rate")}, "step")),
         ("Gradient norm", html.line_chart({"": _series(steps, "grad_norm")}, "step")),
         ("The neutral prompt, continued greedily at each checkpoint", _samples_table(samples)),
         ("What makes this run what it is", html.table(["field", "value"], identity)),
     ]
     if plan["warnings"]:
-        sections.insert(1, ("Warnings", html.samples(plan["warnings"])))
-    return html.page(
-        "raystyle train", sections, f"{plan['identity']['model']}, data {plan['identity']['data_digest'][:12]}"
-    )
+        found.insert(1, ("Warnings", html.samples(plan["warnings"])))
+    return found
+
+
+def _losses(metrics: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    return [point for point in _series(metrics, "loss") if math.isfinite(point[1])]
 
 
 def _series(entries: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -74,13 +78,15 @@ def _samples_table(samples: list[dict[str, Any]]) -> html.Markup:
     )
 
 
-def _loss_png(losses: list[tuple[float, float]], heldout: list[tuple[float, float]]) -> bytes:
+def loss_png(metrics: list[dict[str, Any]]) -> bytes:
+    """The loss curve as a picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    losses, heldout = _losses(metrics), _series(metrics, "heldout_loss")
     for name, points, style in (("training", losses, "-"), ("held out", heldout, "o--")):
         if points:
             axes.plot(*zip(*points, strict=True), style, label=name)

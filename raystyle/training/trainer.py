@@ -6,8 +6,8 @@ pickle that any number of workers can continue.
 """
 
 import dataclasses
-import json
 import math
+import sys
 import tempfile
 import time
 from typing import Any
@@ -18,8 +18,8 @@ import transformers
 
 from raystyle import adapters, generation, storage
 from raystyle.config import TrainConfig
-from raystyle.errors import TrainingError
-from raystyle.training import attention, checkpoints, heldout, sharding
+from raystyle.errors import StorageError, TrainingError
+from raystyle.training import attention, checkpoints, heldout, metrics, sharding
 from raystyle.training.loss import summed_cross_entropy
 from raystyle.training.rows import Order, Rows, block_lengths
 
@@ -40,6 +40,7 @@ class Task:
     checkpoint_steps: list[int]
     layer_counts: dict[str, int]
     use_gpu: bool
+    is_validated: bool = False  # each checkpoint is evaluated beside training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ class PackedTrainer(transformers.Trainer):
         self.tokens_done = 0
         self.metrics_written_s = self.logged_s = time.monotonic()
         self.hidden_TD: Any = None
+        self.evaluated: list[dict[str, Any]] = []
         super().__init__(**arguments, callbacks=[SaveAt(run.task.checkpoint_steps), *run.callbacks])
         self.remove_callback(transformers.PrinterCallback)
         base = self.model.get_base_model()
@@ -155,9 +157,14 @@ class PackedTrainer(transformers.Trainer):
         """metrics.jsonl from the Trainer's history, which checkpoints carry: a resumed run has each step once."""
         self.metrics_written_s = time.monotonic()
         if self.is_world_process_zero():
-            lines = [json.dumps(entry) for entry in self.state.log_history]
-            text = "\n".join(lines) + ("\n" if lines else "")
-            storage.write_bytes(storage.join(self.run.config.output_dir, "metrics.jsonl"), text.encode())
+            metrics.write(self.run.config.output_dir, metrics.joined(self.state.log_history, self.evaluated))
+
+    def read_evaluations(self) -> None:
+        """Take in what has been evaluated meanwhile; what cannot be read now is read at the next checkpoint."""
+        try:
+            self.evaluated = metrics.evaluations(self.run.config.output_dir)
+        except StorageError as error:
+            print(error, file=sys.stderr)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Replaces the Trainer's pickles: a checkpoint of `checkpoints.py`, through Ray Train to the run's storage."""
@@ -173,11 +180,13 @@ class PackedTrainer(transformers.Trainer):
                     {"step": step},
                     checkpoint=ray.train.Checkpoint.from_directory(directory),
                     checkpoint_dir_name=checkpoints.name_of(step),
+                    validation=self.run.task.is_validated,
                 )
             if self.run.config.save_total_limit:
                 checkpoints.prune(
                     storage.join(self.run.config.output_dir, "checkpoints"), self.run.config.save_total_limit
                 )
+            self.read_evaluations()
             self.write_metrics()
         else:
             ray.train.report({"step": step})
@@ -188,6 +197,8 @@ class PackedTrainer(transformers.Trainer):
         Then proves isolation, in the state in which training goes on.
         """
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self.is_world_process_zero():
+            self.read_evaluations()
         if resume_from_checkpoint is not None:
             tensors = checkpoints.read_optimizer(resume_from_checkpoint)
             restore = sharding.scatter_optimizer if self.is_deepspeed_enabled else checkpoints.restore_optimizer

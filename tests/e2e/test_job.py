@@ -72,6 +72,7 @@ def _submit(address: str, environment: dict[str, str], *words: object) -> subpro
 def small(model: Path, prepared: Path, output: object) -> list[object]:
     settings = ["--config", "jobs/configs/demo.json", "--lora_r", 4, "--lora_alpha", 8, "--max_steps", 3]
     batch = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--cpus_per_worker", 1]
+    batch += ["--eval_style", "off"]
     lengths = ["--max_seq_length", 64, "--segment_length", 64]
     places = ["--model_name_or_path", model, "--dataset_path", prepared, "--output_dir", output]
     return [*settings, *batch, *lengths, *places]

@@ -38,6 +38,7 @@ def words(model: Path, prepared: Path, output: Path, **values) -> list[str]:
         "sample_max_new_tokens": 4,
         "gradient_checkpointing": False,
         "cpus_per_worker": 1,
+        "eval_style": "off",
     } | values
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
