@@ -6,6 +6,8 @@
     raystyle plan --config …            what a training run would do, before it does it
     raystyle train --config …           rows -> LoRA adapter
     raystyle sample --prompt …          base and adapter, side by side
+    raystyle evaluate --lora_path …     what adapters learned, copied and lost, and which to take
+    raystyle attribute --text_path …    which of several authors a text is nearest to; needs no model
     raystyle export --output_dir …      the adapter merged into the base
 
 Exit status: 0 done, 2 a mistake in what was asked (one message, no traceback), 1 training that failed, 130 Ctrl-C.
@@ -21,7 +23,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from raystyle import __version__
-from raystyle.config import DemoConfig, ExportConfig, PrepareConfig, RayConfig, RulesConfig, SampleConfig, TrainConfig
+from raystyle.config import (
+    AttributeConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PrepareConfig,
+    RayConfig,
+    RulesConfig,
+    SampleConfig,
+    TrainConfig,
+)
 from raystyle.errors import ConfigError, RaystyleError
 from raystyle.flags import parse
 
@@ -163,6 +175,24 @@ def run_sample(config: SampleConfig) -> None:
             say(f"── {name}, sample {sample.sample + 1}\n{sample.prompt}▸{sample.text}\n")
 
 
+def run_evaluate(config: EvaluateConfig) -> None:
+    hide_loading_bars()
+    from raystyle import evaluation
+    from raystyle.style.verdict import describe
+
+    with ray_session(config):
+        result = evaluation.evaluate(config, say)
+    say(describe(result))
+    say(f"report   {config.output_dir or config.lora_path[0]}/report.html")
+
+
+def run_attribute(config: AttributeConfig) -> None:
+    from raystyle import evaluation
+
+    for line in evaluation.attribute(config, lambda message: print(message, file=sys.stderr)):
+        say(line)
+
+
 def run_export(config: ExportConfig) -> None:
     hide_loading_bars()
     from raystyle import pipeline
@@ -185,5 +215,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "plan": (TrainConfig, run_plan),
     "train": (TrainConfig, run_train),
     "sample": (SampleConfig, run_sample),
+    "evaluate": (EvaluateConfig, run_evaluate),
+    "attribute": (AttributeConfig, run_attribute),
     "export": (ExportConfig, run_export),
 }

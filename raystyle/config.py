@@ -240,12 +240,26 @@ class TrainConfig(CorpusConfig):
     sample_prompt: str = option(NEUTRAL_PROMPT, "prompt that rank 0 continues greedily at each checkpoint; empty: none")
     sample_max_new_tokens: int = option(48, "tokens of each such continuation")
 
+    eval_style: Literal["off", "light", "full"] = option(
+        "light", "how much is measured of each checkpoint, beside training where there is room, else when it ends"
+    )
+    contrast_path: tuple[str, ...] = option(
+        (), "other authors' text to compare with, each AUTHOR=PATH or PATH", path=True
+    )
+    eval_timeout_s: float = option(1800.0, "an evaluation that takes longer is given up and reported")
+    select_checkpoint: Literal["best", "last"] = option("best", "which checkpoint's adapter becomes `adapter/`")
+
     num_workers: int = option(1, "training workers: one GPU each, or one CPU process each")
     use_gpu: bool | None = option(None, "train on GPUs; default: where Ray has as many as workers")
     cpus_per_worker: int | None = option(None, "CPU cores of a worker; default: an equal share of what Ray has")
     max_failures: int = option(3, "lost workers after which the run gives up")
 
     training_args: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"hidden": True})
+
+    @property
+    def contrasts(self) -> dict[str, list[str]]:
+        """Other authors' paths."""
+        return by_author(self.contrast_path)
 
     @property
     def global_batch_size(self) -> int:
@@ -262,7 +276,7 @@ class TrainConfig(CorpusConfig):
         if self.max_seq_length is not None:
             check_lengths(self.max_seq_length, self.segment_length)
         positive = ["lora_r", "lora_alpha", "per_device_train_batch_size", "gradient_accumulation_steps", "num_workers"]
-        for name in [*positive, "logging_steps", "learning_rate"]:
+        for name in [*positive, "logging_steps", "learning_rate", "eval_timeout_s"]:
             value = getattr(self, name)
             require(value > 0, f"`{name}` is {value}\nhint: use a number above 0")
         require(bool(self.dataset_path), "`dataset_path` is empty\nhint: name a prepared directory or raw files")
@@ -337,6 +351,92 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(RayConfig):
+    """Measure what adapters learned, copied and lost: all checkpoints of a run, or several adapters, beside their base.
+
+    A run's own training and held-out text is known; of other adapters it must be given.
+    """
+
+    model_name_or_path: str = required("base model: a hub name or a folder", path=True)
+    lora_path: tuple[str, ...] = required("runs (all their checkpoints), checkpoints or adapters", path=True)
+    tokenizer_name_or_path: str | None = option(None, "tokenizer, where it is not the base model's", path=True)
+    author: str = option("the author", "whose style it is, as the report calls him")
+    heldout_path: tuple[str, ...] = option(
+        (), "the author's text that was not trained on; default: the run's", path=True
+    )
+    train_path: tuple[str, ...] = option((), "the text trained on, to find copies of; default: the run's", path=True)
+    contrast_path: tuple[str, ...] = option((), "other authors' text, each AUTHOR=PATH or PATH", path=True)
+    neutral_path: tuple[str, ...] = option((), "neutral modern prose, instead of the built-in", path=True)
+    output_dir: str | None = option(None, "where results go; default: into the run, where it is one", path=True)
+
+    eval_style: Literal["light", "full"] = option("full", "how much is measured; light is what training does")
+    prompt: tuple[str, ...] = option((), "prompts to sample from; default: neutral beginnings")
+    num_samples: int | None = option(None, "continuations of each prompt; default: 4, or 1 where light")
+    max_new_tokens: int | None = option(None, "the most tokens of a continuation; default: 200, or 160 where light")
+    temperature: float = option(0.8, "of the samples that are measured; one greedy one is added")
+    top_p: float = option(0.95, "draw from the likeliest tokens that together have this probability")
+    seed: int = option(42, "seed of the draws; each sample has its own, made from it")
+    eval_timeout_s: float = option(1800.0, "a model that takes longer is given up and reported")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model")
+
+    @property
+    def contrasts(self) -> dict[str, list[str]]:
+        """Other authors' paths."""
+        return by_author(self.contrast_path)
+
+    def __post_init__(self) -> None:
+        require(bool(self.lora_path), "`lora_path` is empty\nhint: name a run, a checkpoint or an adapter")
+        require(all(self.prompt), "a `prompt` is empty\nhint: give at least one character")
+        require(
+            self.temperature > 0,
+            f"`temperature` is {self.temperature}\nhint: use a number above 0; a greedy sample is always added",
+        )
+        require(0 < self.top_p <= 1, f"`top_p` is {self.top_p}\nhint: use a share above 0, up to 1")
+        require(bool(self.author.strip()), "`author` is empty\nhint: a name for the report, or leave it out")
+        for name in ("num_samples", "max_new_tokens", "eval_timeout_s"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"`{name}` is {value}\nhint: use a number above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttributeConfig:
+    """Say which of several authors each chunk of a text is nearest to, by its style. Needs no model and no GPU."""
+
+    reference_path: tuple[str, ...] = required(
+        "AUTHOR=PATH: an author's works, as `prepare` takes them or prepared; an author may have several", path=True
+    )
+    text_path: tuple[str, ...] = required("the texts to attribute: files, directories or globs", path=True)
+    chunk_chars: int = option(2000, "characters in a chunk, without whitespace; it ends with a sentence")
+    rules: tuple[str, ...] = option(("zh_web_novel",), "cleaning rules, as in `prepare`", path=True)
+    to_simplified: Literal["auto", "always", "never"] = option("auto", "as in `prepare`")
+    json: bool = option(False, "print one JSON object per chunk")
+
+    @property
+    def references(self) -> dict[str, list[str]]:
+        """Each author's paths."""
+        return by_author(self.reference_path)
+
+    def __post_init__(self) -> None:
+        require(
+            self.chunk_chars >= 200,
+            f"`chunk_chars` is {self.chunk_chars}\nhint: use 200 or more; 2000 tells authors apart well, 500 less so",
+        )
+        require(bool(self.text_path), "`text_path` is empty\nhint: name at least one file, directory or glob")
+        require(bool(self.rules), "`rules` is empty\nhint: name a pack, such as `zh_web_novel`")
+        for named in self.reference_path:
+            author, _, path = named.partition("=")
+            require(
+                bool(author.strip() and path.strip()) and "/" not in author,
+                f"`reference_path` is {named!r}\nhint: write the author in front, as in `鲁迅=luxun.txt`",
+            )
+        require(
+            len(self.references) >= 2,
+            f"`reference_path` names {len(self.references)} author\nhint: name at least two, as in "
+            "`--reference_path 鲁迅=luxun.txt 朱自清=zhu/`",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Merge an adapter into its base: a Hugging Face folder that loads without PEFT."""
 
@@ -359,6 +459,17 @@ class DemoConfig(RayConfig):
             "://" not in self.output_dir,
             f"`output_dir` is {self.output_dir}, and the demonstration makes its model on this machine\nhint: use a folder",
         )
+
+
+def by_author(named: tuple[str, ...]) -> dict[str, list[str]]:
+    """Author -> paths, of words AUTHOR=PATH; a path alone is its file's name without the ending."""
+    found: dict[str, list[str]] = {}
+    for word in named:
+        author, equals, path = word.partition("=")
+        if not equals or "/" in author:
+            author, path = word.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0], word
+        found.setdefault(author, []).append(path)
+    return found
 
 
 def check_lengths(max_seq_length: int, segment_length: int) -> None:

@@ -4,9 +4,11 @@ Text that comes from files is escaped here, and only `Markup` (what these functi
 """
 
 import html
+import itertools
 import math
+import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 class Markup(str):
@@ -28,9 +30,9 @@ def escape(value: object) -> Markup:
 
 STYLE = """
 :root { color-scheme:light dark; --ink:#23262b; --soft:#6b7280; --line:#e4e2dc; --paper:#fbfaf7; --card:#fff; --accent:#a63d2f;
-  --tint:#f3e5e1; --second:#2f6f8f; --kept:#2f6f8f; --heldout:#7fb0c6; --duplicates:#c08a2e; --rejected:#a63d2f; --removed:#b4b1a8; --gain:#2e7d4f }
+  --tint:#f3e5e1; --second:#2f6f8f; --third:#7a5ba6; --kept:#2f6f8f; --heldout:#7fb0c6; --duplicates:#c08a2e; --rejected:#a63d2f; --removed:#b4b1a8; --gain:#2e7d4f }
 @media (prefers-color-scheme: dark) { :root { --ink:#e7e5e0; --soft:#9aa0a8; --line:#383a3f; --paper:#1c1d20; --card:#25272b;
-  --accent:#e07a66; --tint:#46302b; --second:#7fb8d4; --kept:#5b9dbd; --heldout:#355f73; --duplicates:#d6a650; --rejected:#e07a66;
+  --accent:#e07a66; --tint:#46302b; --second:#7fb8d4; --third:#b9a0e0; --kept:#5b9dbd; --heldout:#355f73; --duplicates:#d6a650; --rejected:#e07a66;
   --removed:#63656b; --gain:#7cc79a } }
 * { box-sizing:border-box; print-color-adjust:exact; -webkit-print-color-adjust:exact }
 body { margin:0; background:var(--paper); color:var(--ink);
@@ -87,7 +89,33 @@ svg { width:100%; height:auto; background:var(--card); border:1px solid var(--li
 .scroll svg { border:0; min-width:38rem; display:block }
 svg text { fill:var(--soft); font:11px system-ui,"Noto Sans CJK SC",sans-serif }
 svg text.strong { fill:var(--ink); font-size:13px; font-weight:600 }
-@media print { main { max-width:none; padding:0 } nav,summary { display:none } svg,tr { break-inside:avoid } h2,h3 { break-after:avoid }
+.figures { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr)); gap:0 1rem; align-items:stretch; margin:1rem 0 }
+.plot { display:grid; grid-template:subgrid/minmax(0,1fr); grid-row:span 4; row-gap:0; align-content:start; margin:0 0 1rem; background:var(--card); border:1px solid var(--line); border-radius:8px; padding:.9rem 1rem; break-inside:avoid; min-width:0 }
+.plot figcaption { font:600 1rem/1.35 Georgia,"Noto Serif CJK SC","Source Han Serif SC","Songti SC",SimSun,serif; overflow-wrap:anywhere }
+.plot svg { display:block; border:0; background:none; margin:.5rem auto .3rem; max-width:36rem; overflow:visible }
+.plot svg * { stroke-linejoin:round; stroke-linecap:butt }
+.plot svg text { paint-order:stroke; stroke:var(--card); stroke-width:3px; font-variant-numeric:tabular-nums }
+.plot p { color:var(--soft); font-size:.85rem; line-height:1.5; margin:.4rem 0 0 }
+.plot:only-child { grid-column:1/-1 }
+@media (min-width:48rem) { .plot:only-child { grid-template:auto auto 1fr/minmax(0,32rem) minmax(0,1fr); column-gap:2rem }
+  .plot:only-child svg { grid-area:1/1/span 3/1 } .plot:only-child > :not(svg) { grid-column:2 } }
+@media (max-width:34rem) { main { padding:1.5rem 1rem 3rem } .plot { padding:.8rem .75rem } .plot svg text { font-size:14px !important } }
+.legend { display:flex; flex-wrap:wrap; gap:0 .9rem; font-size:.85rem; color:var(--soft); overflow-wrap:anywhere }
+.verdict { background:var(--card); border:1px solid var(--line); border-left:5px solid var(--accent); border-radius:8px; padding:1.1rem 1.4rem; margin:0 0 1rem; break-inside:avoid }
+.verdict b { display:block; font:600 1.7rem/1.25 Georgia,"Noto Serif CJK SC","Source Han Serif SC","Songti SC",SimSun,serif; overflow-wrap:anywhere }
+.verdict p { margin:.5rem 0 0; max-width:48rem; overflow-wrap:anywhere }
+.flow + .scroll { margin-top:1rem } .names td { overflow-wrap:break-word } .names td:first-child { white-space:nowrap }
+.names td:last-child:not(.n):not(:first-child) { min-width:15rem } .names + .note { margin-top:.8rem }
+tr.best td { background:color-mix(in srgb, var(--gain) 12%, transparent) } tr.pale td { color:var(--soft) }
+.versions { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr)); gap:.6rem; margin:.5rem 0 1.6rem }
+.version { background:var(--card); border:1px solid var(--line); border-radius:8px; padding:.6rem .9rem; min-width:0; break-inside:avoid }
+.version.best { border-color:var(--gain) } .version > small { display:block } .version > small b { color:var(--ink) }
+.prose { font:16px/1.75 Georgia,"Noto Serif CJK SC","Source Han Serif SC","Songti SC",SimSun,serif; white-space:pre-wrap; overflow-wrap:anywhere;
+  unicode-bidi:isolate; margin:.2rem 0 0 }
+.prose .pale { color:var(--soft) }
+mark { color:inherit; background:color-mix(in srgb, var(--duplicates) 30%, transparent); border-radius:2px }
+.copied { text-decoration:underline 2px var(--accent); text-underline-offset:4px; text-decoration-skip-ink:none }
+@media print { main { max-width:none; padding:0 } .prose { font-size:13px; line-height:1.6 } nav,summary { display:none } svg,tr { break-inside:avoid } h2,h3 { break-after:avoid }
   .scroll { overflow:visible } details::details-content { content-visibility:visible; height:auto } }
 """
 
@@ -110,6 +138,62 @@ def page(title: str, sections: Iterable[tuple[str, Markup]], subtitle: str = "")
         f"<body><main><header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p>"
         f"{f'<nav>{links}</nav>' if len(shown) > MANY_SECTIONS else ''}</header>{body}</main></body></html>\n"
     )
+
+
+_NO_LEGEND = Markup('<div class="legend"></div>')  # its place is kept, so that plots side by side stay aligned
+
+
+def figure(title: str, drawing: Markup, explanation: str, legend: Markup | None = None) -> Markup:
+    """A plot in a box: what it found or asks, the drawing, its legend, and a line on how to read it."""
+    return Markup(
+        f'<figure class="plot"><figcaption>{visible(title)}</figcaption>{drawing}{legend or _NO_LEGEND}<p>{visible(explanation)}</p></figure>'
+    )
+
+
+def figures(plots: Iterable[Markup]) -> Markup:
+    """Plots side by side where there is room, below each other where there is not."""
+    return Markup(f'<div class="figures">{"".join(plots)}</div>')
+
+
+def legend(entries: Iterable[tuple[str, str]]) -> Markup:
+    """What the colours of a plot mean: (label, colour)."""
+    shown = (
+        f'<span><i class="dot" style="background:var(--{colour})"></i>{visible(label)}</span>'
+        for label, colour in entries
+    )
+    return Markup(f'<div class="legend">{"".join(shown)}</div>')
+
+
+def annotated(text: str, spans: Iterable[tuple[int, int, str]]) -> Markup:
+    """Text with (start, end, opening tag) spans, which may overlap; line feeds are kept, what nobody would see is shown.
+
+    Where a span is cut by another it is opened again, so that the tags always nest.
+    """
+    inside = [(max(0, start), min(len(text), end), opening) for start, end, opening in spans]
+    inside = [span for span in inside if span[0] < span[1]]
+    cuts = sorted({0, len(text), *(place for start, end, _ in inside for place in (start, end))})
+    parts = []
+    for start, end in itertools.pairwise(cuts):
+        openings = [opening for first, last, opening in inside if first <= start and end <= last]
+        closings = [f"</{re.split('[ >]', opening[1:], maxsplit=1)[0]}>" for opening in reversed(openings)]
+        shown = "\n".join(visible(line) for line in text[start:end].split("\n"))
+        parts.append("".join((*openings, shown, *closings)))
+    return Markup("".join(parts))
+
+
+def ems(text: str) -> float:
+    """About how wide a line of text is, in units of its font size: wide characters are 1, others a little over a half."""
+    return sum(1.0 if unicodedata.east_asian_width(character) in "WF" else 0.57 for character in text)
+
+
+def plain(text: str, most_ems: float = 24) -> str:
+    """Text for a title or a label: one line, nothing in it that could hide or reorder, cut at a width."""
+    line = "".join("\ufffd" if unicodedata.category(c)[0] == "C" else c for c in " ".join(text.split()))
+    if ems(line) <= most_ems:
+        return line
+    while line and ems(line) > most_ems - 1:
+        line = line[:-1]
+    return line + "…"
 
 
 def note(text: str) -> Markup:
@@ -217,18 +301,32 @@ def flow(steps: Sequence[tuple[str, object, str]]) -> Markup:
     return Markup(f'<div class="flow">{"".join(boxes)}</div>')
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
-    """A table; a column is set right where all its values are numbers."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    right: Collection[int] = (),
+    classes: Sequence[str] = (),
+    names: bool = False,
+) -> Markup:
+    """A table; a column is set right where all its values are numbers or it is named in `right`. `classes`: one per row.
+
+    Where the first column `names` the rows it is never broken, and a narrow screen scrolls to the figures.
+    """
     if not rows:
         return note("None.")
-    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
-    attribute = [' class="n"' if right else "" for right in numeric]
+    numeric = [i in right or all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
+    attribute = [' class="n"' if figures else "" for figures in numeric]
     head = "".join(f"<th{a}>{escape(name)}</th>" for a, name in zip(attribute, columns, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td{a}>{escape(v)}</td>" for a, v in zip(attribute, row, strict=True)) + "</tr>"
-        for row in rows
+        (f'<tr class="{kind}">' if kind else "<tr>")
+        + "".join(f"<td{a}>{escape(v)}</td>" for a, v in zip(attribute, row, strict=True))
+        + "</tr>"
+        for row, kind in zip(rows, classes or [""] * len(rows), strict=True)
     )
-    return Markup(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+    return Markup(
+        f'<div class="scroll{" names" if names else ""}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 960, 270, 72, 34, 28

@@ -120,13 +120,25 @@ def preflight(config: TrainConfig) -> Preflight:
 
 
 def train(config: TrainConfig, say: Say) -> Any:
-    """Plan, train, report; returns a `training.fit.TrainResult`."""
+    """Plan, train, report, evaluate and choose the adapter; returns a `training.fit.TrainResult`."""
+    from raystyle import evaluation
     from raystyle.training import fit, report
 
     checked = preflight(config)
     say(planning.describe(checked.plan))
-    result = fit.fit(config, checked.plan, checked.prepared_dir, checked.manifest, checked.layer_counts)
+    measured = evaluation.of_run(config, checked.prepared_dir, say)
+    result = fit.fit(
+        config,
+        checked.plan,
+        checked.prepared_dir,
+        checked.manifest,
+        checked.layer_counts,
+        evaluation.validator(measured) if measured else None,
+    )
     report.write(config.output_dir, dataclasses.asdict(checked.plan), result.metrics)
+    if measured:
+        evaluation.conclude(config, measured, say)
+        result = dataclasses.replace(result, metrics=fit.read_metrics(config.output_dir))
     return result
 
 

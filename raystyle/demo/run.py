@@ -18,6 +18,8 @@ from raystyle.demo import base, corpus, voices
 from raystyle.flags import from_dict
 
 NEUTRAL_DOCUMENTS = 900
+# The narrator's pieces after those that the base learned: what the adapter is held against.
+CONTRAST_DOCUMENTS = 40
 SAMPLES = 16
 SAMPLE_TOKENS = 80
 # jobs/configs/demo.json holds the same, for `raystyle train`.
@@ -72,7 +74,8 @@ def run(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
         | {"dataset_path": [places["corpus"]], "output_dir": places["prepared"], "model_name_or_path": places["base"]},
     )
     say(pipeline.prepare(raw).describe())
-    say("4 train     LoRA on the storyteller")
+    contrast = make_contrast(storage.join(config.output_dir, "contrast"), config.seed)
+    say("4 train     LoRA on the storyteller; then each checkpoint measured beside base, author and narrator")
     training = from_dict(
         TrainConfig,
         SETTINGS
@@ -80,6 +83,7 @@ def run(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
             "model_name_or_path": places["base"],
             "dataset_path": [places["prepared"]],
             "output_dir": places["run"],
+            "contrast_path": [f"the narrator={contrast}"],
             "seed": config.seed,
         },
     )
@@ -97,6 +101,15 @@ def run(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
     storage.write_json(storage.join(config.output_dir, "demo.json"), dataclasses.asdict(result) | {"samples": texts})
     say(summary(config, result, texts))
     return result
+
+
+def make_contrast(directory: str, seed: int) -> str:
+    """Pieces of the narrator that the base has not seen, one JSONL record each; returns the file."""
+    uri = storage.join(directory, "narrator.jsonl")
+    documents = voices.neutral_documents(seed, NEUTRAL_DOCUMENTS + CONTRAST_DOCUMENTS)[NEUTRAL_DOCUMENTS:]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents]
+    storage.write_bytes(uri, "".join(lines).encode())
+    return uri
 
 
 def make_base(directory: str, seed: int, say: Callable[[str], None]) -> None:

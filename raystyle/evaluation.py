@@ -1,0 +1,235 @@
+"""Joins corpus, training and style: which texts an evaluation compares, and what a run does with its verdict.
+
+`pipeline.py` joins what makes an adapter; this file, what proves it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+from raystyle import models, storage
+from raystyle.config import AttributeConfig, EvaluateConfig, TrainConfig
+from raystyle.errors import ConfigError, DataError, RaystyleError
+
+Say = Callable[[str], None]
+
+
+def attribute(config: AttributeConfig, say: Say) -> Iterator[str]:
+    """What `raystyle attribute` prints: the nearest author of each chunk of each text. Every path is looked at before one is read.
+
+    Raises `DataError` where a path has no readable text, and where an author has too little.
+    """
+    from raystyle.corpus.rules import load_rules
+    from raystyle.corpus.sources import list_sources
+    from raystyle.style import attribute as attribution
+
+    rules = load_rules(config.rules)
+    for paths in [*config.references.values(), list(config.text_path)]:
+        list_sources([path for path in paths if not _is_prepared(path)])
+
+    def read(paths: Iterable[str], whose: str) -> list[Any]:
+        documents = _texts(paths, say, document_unit="work", rules=rules, to_simplified=config.to_simplified)
+        if not documents:
+            raise DataError(f"{whose} has no text that can be read\nhint: the reasons stand above")
+        return documents
+
+    texts = read(config.text_path, "`text_path`")
+    known = {author: read(paths, author) for author, paths in config.references.items()}
+    references = {author: [document.text for document in documents] for author, documents in known.items()}
+    if inside := {d.source for d in texts} & {d.source for documents in known.values() for d in documents}:
+        say(f"{', '.join(sorted(inside))}: part of the reference itself, so its distances say little")
+    found = attribution.attribute(references, [(d.source, d.text) for d in texts], config.chunk_chars)
+    yield from map(attribution.as_json, found) if config.json else attribution.shown(found, sorted(references))
+
+
+def evaluate(config: EvaluateConfig, say: Say) -> dict[str, Any]:
+    """Measure adapters beside their base and each other; returns what evaluation.json holds.
+
+    A run's results go into it, with its training in the report; of other adapters, into `output_dir`.
+    """
+    from raystyle.style import evaluate as style
+    from raystyle.style.subjects import find_subjects, is_run
+
+    models.check_name(config.model_name_or_path)
+    runs = [path for path in config.lora_path if is_run(path)]
+    run = runs[0] if len(runs) == len(config.lora_path) == 1 else None
+    output_dir = config.output_dir or run
+    if output_dir is None:
+        raise ConfigError(
+            "`output_dir` must be given: these are several runs, or adapters that lie in none\n"
+            "hint: a directory for evaluation.json and report.html"
+        )
+    subjects = find_subjects(config.lora_path)
+    material = _material(
+        config.author,
+        train=_texts(config.train_path or [_run_data(path) for path in runs], say),
+        heldout=_heldout(config.heldout_path, [_run_data(path) for path in runs], say),
+        contrast=config.contrasts,
+        neutral=_texts(config.neutral_path, say),
+        say=say,
+    )
+    chosen = {
+        "prompts": config.prompt or None,
+        "num_samples": config.num_samples,
+        "max_new_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "seed": config.seed,
+    }
+    settings = dataclasses.replace(
+        _settings(config.eval_style), **{name: value for name, value in chosen.items() if value is not None}
+    )
+    return style.evaluate(
+        style.begin(_model(config), material, settings, output_dir),
+        subjects,
+        timeout_s=config.eval_timeout_s,
+        about=functools.partial(_about_run, run) if run else None,
+    )
+
+
+def of_run(config: TrainConfig, prepared_dir: str, say: Say) -> Any:
+    """The evaluation of a run's checkpoints, for while it trains and afterwards; None where it is off."""
+    from raystyle.style import evaluate as style
+
+    if config.eval_style == "off":
+        return None
+    material = _material(
+        "the author",
+        train=_texts([prepared_dir], say),
+        heldout=_heldout((), [prepared_dir], say),
+        contrast=config.contrasts,
+        neutral=[],
+        say=say,
+    )
+    return style.begin(_model(config), material, _settings(config.eval_style), config.output_dir)
+
+
+def validator(evaluation: Any) -> Callable[[str], dict[str, float]]:
+    """What measures one checkpoint while training goes on, in a process of its own; picklable."""
+    from raystyle.style.evaluate import measure_checkpoint
+
+    return functools.partial(measure_checkpoint, evaluation)
+
+
+def conclude(config: TrainConfig, evaluation: Any, say: Say) -> None:
+    """After training: measure what was not measured beside it, write the report, choose the run's adapter.
+
+    An evaluation that fails is said and leaves the run as training left it: its adapter is the last one.
+    """
+    from raystyle.style import evaluate as style
+    from raystyle.style.subjects import find_subjects
+    from raystyle.style.verdict import describe
+    from raystyle.training import fit
+
+    run = config.output_dir
+    try:
+        result = style.evaluate(
+            evaluation,
+            find_subjects([run]),
+            timeout_s=config.eval_timeout_s,
+            about=functools.partial(_about_run, run),
+            measured=functools.partial(_record, run, "tensorboard" in config.report_to),
+        )
+    except RaystyleError as error:
+        say(f"the evaluation failed, and the adapter is the last checkpoint's: {error}")
+        return
+    say(describe(result))
+    names = [subject["name"] for subject in result["subjects"] if subject["kind"] == "checkpoint"]
+    best = result["verdict"]["recommended"]
+    if config.select_checkpoint == "best" and best in names:
+        fit.select(run, best, {"reason": result["verdict"]["reason"]})
+        say(f"selected {best}")
+    elif names and config.select_checkpoint == "last":
+        fit.select(run, max(names), {"reason": "the last one, as asked for"})
+
+
+def _record(run: str, tensorboard: bool, subjects: Iterable[dict[str, Any]]) -> None:
+    """Judged checkpoints' numbers, into metrics.jsonl under their steps."""
+    from raystyle.style.evaluate import numbers
+    from raystyle.training import fit
+
+    for subject in subjects:
+        if subject["kind"] == "checkpoint":
+            fit.record(run, subject["step"], numbers(subject), tensorboard)
+
+
+def _about_run(run: str) -> dict[str, Any]:
+    """What a run's report says of its training."""
+    from raystyle.training import fit, report
+
+    plan, metrics = storage.read_json(storage.join(run, "plan.json")), fit.read_metrics(run)
+    sections = [section for section in report.sections(plan, metrics, report.read_samples(run)) if section[0] != "Loss"]
+    word, sentence = report.verdict(plan, metrics)
+    return {"training": sections, "metrics": metrics, "loss_gate": f"{word}. {sentence}"}
+
+
+def _model(config: EvaluateConfig | TrainConfig) -> Any:
+    from raystyle.style.measure import Model
+
+    tokenizer = config.tokenizer_name_or_path or config.model_name_or_path
+    return Model(config.model_name_or_path, tokenizer, config.trust_remote_code)
+
+
+def _settings(eval_style: str) -> Any:
+    from raystyle.style.measure import FULL, LIGHT
+
+    return FULL if eval_style == "full" else LIGHT
+
+
+def _is_prepared(path: str) -> bool:
+    return storage.exists(storage.join(path, "manifest.json"))
+
+
+def _run_data(run: str) -> str:
+    """The prepared directory that a run trains on, as its own config says."""
+    dataset_path = storage.read_json(storage.join(run, "config.json"))["dataset_path"]
+    return (
+        dataset_path[0] if len(dataset_path) == 1 and _is_prepared(dataset_path[0]) else storage.join(run, "prepared")
+    )
+
+
+def _heldout(named: Iterable[str], prepared_dirs: Iterable[str], say: Say) -> list[Any]:
+    """Held-out documents: those named (of a prepared directory what it held out), else what the runs' data held out."""
+    paths = list(named) or [place for place in prepared_dirs if storage.exists(storage.join(place, "heldout"))]
+    if not paths:
+        say(
+            "no held-out text: how predictable the author became is not measured\n"
+            "hint: `--heldout_fraction 0.1` when preparing, or `--heldout_path` when evaluating"
+        )
+    return _texts(paths, say, part="heldout")
+
+
+def _texts(
+    paths: Iterable[str],
+    say: Say,
+    *,
+    part: Literal["documents", "heldout"] = "documents",
+    document_unit: Literal["work", "chapter"] = "chapter",
+    **cleaning: Any,
+) -> list[Any]:
+    """Clean texts; what cannot be read is said."""
+    from raystyle.corpus.texts import read_texts
+
+    documents, rejections = read_texts(list(paths), document_unit=document_unit, part=part, **cleaning)
+    for rejection in rejections:
+        say(f"left out  {rejection.source}: {rejection.reason}, {rejection.detail}")
+    return documents
+
+
+def _material(
+    author: str, *, train: list[Any], heldout: list[Any], contrast: dict[str, list[str]], neutral: list[Any], say: Say
+) -> Any:
+    from raystyle.style.material import Document, gather
+    from raystyle.style.neutral import PROSE
+
+    def of(name: str, texts: Iterable[Any]) -> list[Any]:
+        return [Document(name, text.source, text.text) for text in texts]
+
+    return gather(
+        author,
+        train=of(author, train),
+        heldout=of(author, heldout),
+        contrast=[document for name, paths in contrast.items() for document in of(name, _texts(paths, say))],
+        neutral=of("neutral", neutral) or [Document("neutral", "built in", paragraph) for paragraph in PROSE],
+    )

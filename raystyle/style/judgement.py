@@ -1,0 +1,255 @@
+"""What a model's record says beside the author: likelihood gained, nearness of style, markers, copies, drift.
+
+A `Yardstick` is made once of an evaluation's texts; every subject is then held against it. Needs no model, so that what
+was measured on a GPU can be judged again anywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raystyle.style import copying, drift, likelihood, markers, profile, stylometry
+from raystyle.style.likelihood import Scored
+from raystyle.style.material import Document, Material, counts, limited
+
+# Stylometry compares pieces of one length: the longest of these of which the author has enough to know his own spread.
+CHUNK_CHARS, MIN_OWN_CHUNKS = (2000, 1000, 500), 10
+# Profiles, keywords and distances are as good from two million characters as from a library.
+MAX_AUTHOR_CHARS = 2_000_000
+NEUTRAL = "neutral prose"
+CONTEXT_CHARS = 60
+MAX_PASSAGES = 20
+# Held-out text of which so much stands in the training text is no test.
+LEAK_SHARE = 0.2
+
+
+class Yardstick:
+    """The author's own spread, the other authors, the markers, and where copies are looked for."""
+
+    def __init__(self, material: Material) -> None:
+        self.material = material
+        self.train = [document.text for document in material.train]
+        self.heldout = [document.text for document in material.heldout]
+        self.others = {name: _some(texts) for name, texts in material.by_author().items()}
+        neutral = [document.text for document in material.neutral]
+        # Someone must stand beside the author; where nobody is given, neutral prose does.
+        self.beside = self.others or {NEUTRAL: neutral}
+        self.own = _some(self.train + self.heldout)
+        self.chunk_chars = next(
+            (
+                size
+                for size in CHUNK_CHARS
+                if sum(len(stylometry.chunks(text, size)) for text in self.own) >= MIN_OWN_CHUNKS
+            ),
+            CHUNK_CHARS[-1],
+        )
+        self.reference = stylometry.fit({material.author: self.own, **self.beside}, chunk_chars=self.chunk_chars)
+        rest = [text for texts in self.beside.values() for text in texts]
+        self.markers = markers.find_markers(_some(self.train or self.heldout), rest)
+        self.marker_rate = markers.marker_rate(self.heldout or self.own, self.markers)
+        self.index = copying.Index(self.train)
+        self.common = copying.Index([*rest, *(neutral if self.others else [])])
+
+    def describe(self) -> dict[str, Any]:
+        """The part of evaluation.json that is about texts alone, but for the plane, which the subjects belong to."""
+        author = self.material.author
+        return {
+            "chunk_chars": self.chunk_chars,
+            "own_distances": _rounded(stylometry.own_distances(self.reference, author, self.chunk_chars)),
+            "other_distances": {
+                name: _rounded(
+                    [
+                        stylometry.distances(self.reference, chunk)[author]
+                        for text in texts
+                        for chunk in stylometry.chunks(text, self.chunk_chars)
+                    ]
+                )
+                for name, texts in self.beside.items()
+            },
+            "profile": profile.profile(self.own),
+            "other_profiles": {name: profile.profile(texts) for name, texts in self.beside.items()},
+            "markers": [marker._asdict() for marker in self.markers],
+            "marker_rate": self.marker_rate,
+            "copying": self._copying(self.heldout),
+        }
+
+    def plane(self, subjects: Mapping[str, Sequence[str]]) -> dict[str, list[list[float]]]:
+        """Name -> points in the plane in which the authors differ most, of the authors and of each subject's samples."""
+        placed = stylometry.plane(self.reference, subjects)
+        return {name: [[round(x, 4), round(y, 4)] for x, y in points] for name, points in placed.items()}
+
+    def _copying(self, texts: Sequence[str]) -> dict[str, Any]:
+        found = copying.copied(self.index, texts, self.common)
+        return {"longest": found.longest, "copied_share": found.copied_share, "overlap": found.overlap}
+
+    def leak(self) -> str | None:
+        """A warning where held-out text was trained on."""
+        share = self._copying(self.heldout)["copied_share"] if self.heldout else 0.0
+        if share < LEAK_SHARE:
+            return None
+        return (
+            f"{share:.0%} of the held-out text stands in the training text too: what is measured on it says little; "
+            "hold out other documents"
+        )
+
+    def judge(self, raw: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
+        """A subject's part of evaluation.json, from its record and the base's (None: it is the base, or not known)."""
+        drawn = [sample for sample in raw["samples"] if sample["temperature"] > 0] or raw["samples"]
+        texts = [sample["text"] for sample in drawn]
+        copied = copying.copied(self.index, [sample["text"] for sample in raw["samples"]], self.common)
+        return {
+            "likelihood": {role: self._likelihood(raw, role) for role in ("heldout", "contrast", "neutral")},
+            "gain": _gain(base, raw) if base is not None else None,
+            "stylometry": self._stylometry(texts),
+            "markers": self._markers(texts),
+            "copying": {
+                "longest": copied.longest,
+                "copied_share": copied.copied_share,
+                "overlap": copied.overlap,
+                "extraction_rate": _extracted(raw["extraction"]["train"]),
+                "heldout_extraction_rate": _extracted(raw["extraction"]["heldout"]),
+                "passages": self._passages(raw["samples"], copied.passages),
+            },
+            "drift": {
+                "divergence": raw["divergence"],
+                "loop_rate": drift.loop_rate(texts),
+                "repetition": drift.repetition(texts),
+                "end_rate": drift.end_rate([sample["finish_reason"] for sample in drawn]),
+                "malformed_share": drift.malformed_share(texts),
+                "obedience": raw["obedience"],
+            },
+            "samples": [
+                dict(sample)
+                | {
+                    "markers": [list(span) for span in markers.marker_spans(sample["text"], self.markers)],
+                    "copies": [[passage.start, passage.end] for passage in passages],
+                }
+                for sample, passages in zip(raw["samples"], copied.passages, strict=True)
+            ],
+        }
+
+    def strength(self, swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The sweep's part: each scale with the measures that one chooses a strength by."""
+        found = []
+        for raw in swept:
+            texts = [sample["text"] for sample in raw["samples"] if sample["temperature"] > 0]
+            placed, copied = self._stylometry(texts), self._copying(texts)
+            heldout, neutral = (self._likelihood(raw, role) for role in ("heldout", "neutral"))
+            found.append(
+                {
+                    "scale": raw["scale"],
+                    "divergence": raw["divergence"],
+                    "bits_per_character": heldout["value"] if heldout else None,
+                    "neutral_bits_per_character": neutral["value"] if neutral else None,
+                    "marker_rate": markers.marker_rate(texts, self.markers),
+                    "distance": placed["distance"] if placed else None,
+                    "percentile": placed["percentile"] if placed else None,
+                    "copied_share": copied["copied_share"],
+                    "longest": copied["longest"],
+                }
+            )
+        return found
+
+    def _likelihood(self, raw: Mapping[str, Any], role: str) -> dict[str, Any] | None:
+        scored = windows(raw, role)
+        if not scored:
+            return None
+        characters = sum(window.characters for window in scored)
+        return likelihood.estimate(scored)._asdict() | {
+            "characters": characters,
+            "documents": len({window.document for window in scored}),
+        }
+
+    def _stylometry(self, texts: Sequence[str]) -> dict[str, Any] | None:
+        """None where nothing was written at all."""
+        if not any(text.strip() for text in texts):
+            return None
+        placed = stylometry.placed(self.reference, self.material.author, texts)
+        return placed._asdict() | {"profile": profile.profile(texts)}
+
+    def _markers(self, texts: Sequence[str]) -> dict[str, Any]:
+        found = markers.marker_counts(texts, self.markers)
+        rate = markers.marker_rate(texts, self.markers)
+        return {
+            "rate": rate,
+            "share_of_author": rate / self.marker_rate if self.marker_rate else None,
+            "distinct": sum(count > 0 for count in found.values()),
+            "counts": {term: count for term, count in found.items() if count},
+        }
+
+    def _passages(
+        self, samples: Sequence[Mapping[str, Any]], found: Sequence[Sequence[copying.Passage]]
+    ) -> list[dict[str, Any]]:
+        """The longest copied passages, each with what stands around it where it comes from."""
+        passages = []
+        for number, (sample, of_sample) in enumerate(zip(samples, found, strict=True)):
+            for passage in of_sample:
+                text = sample["text"][passage.start : passage.end]
+                source = self.material.train[passage.source_no]
+                # White space may differ, so the passage's end in its source is only about here.
+                start, end = passage.source_start, passage.source_start + len(text)
+                passages.append(
+                    {
+                        "sample": number,
+                        "start": passage.start,
+                        "end": passage.end,
+                        "text": text,
+                        "source": source.source,
+                        "source_before": source.text[max(0, start - CONTEXT_CHARS) : start],
+                        "source_after": source.text[end : end + CONTEXT_CHARS],
+                    }
+                )
+        return sorted(passages, key=lambda passage: passage["start"] - passage["end"])[:MAX_PASSAGES]
+
+
+def windows(raw: Mapping[str, Any], role: str) -> list[Scored]:
+    """The windows of a role's text as `likelihood` takes them."""
+    return [
+        Scored(nats, int(characters), int(tokens), int(document))
+        for nats, characters, tokens, document in raw["likelihood"].get(role, [])
+    ]
+
+
+def _gain(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    before = {role: windows(base, role) for role in ("heldout", "contrast", "neutral")}
+    after = {role: windows(raw, role) for role in before}
+    found: dict[str, Any] = {
+        role: likelihood.gain(before[role], after[role])._asdict() if before[role] and after[role] else None
+        for role in before
+    }
+    other = "contrast" if found["contrast"] else "neutral"
+    both = found["heldout"] and found[other]
+    difference = (
+        likelihood.gain_difference(before["heldout"], after["heldout"], before[other], after[other]) if both else None
+    )
+    return found | {"difference": difference._asdict() if difference else None}
+
+
+def _extracted(pairs: Sequence[Sequence[str]]) -> float | None:
+    """Share of prefixes whose continuation is the text's own; None where there were none."""
+    if not pairs:
+        return None
+    return sum(copying.is_extracted(continuation, truth) for continuation, truth in pairs) / len(pairs)
+
+
+def _some(texts: Sequence[str]) -> list[str]:
+    kept, _ = limited([Document("", "", text) for text in texts], MAX_AUTHOR_CHARS)
+    return [document.text for document in kept]
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 4) for value in np.asarray(values).ravel()]
+
+
+def material_counts(material: Material) -> dict[str, Any]:
+    """The part of evaluation.json that says what was compared."""
+    contrast: dict[str, list[Document]] = {}
+    for document in material.contrast:
+        contrast.setdefault(document.author, []).append(document)
+    return {
+        "train": counts(material.train) | {"left_out": material.left_out},
+        "heldout": counts(material.heldout),
+        "contrast": {name: counts(documents) for name, documents in sorted(contrast.items())},
+        "neutral": counts(material.neutral),
+    }
