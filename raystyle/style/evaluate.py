@@ -143,7 +143,6 @@ def evaluate(
         for subject in judged:
             if subject["name"] in swept:
                 subject["strength"] = yardstick.strength(swept[subject["name"]]["strength"])
-    leak = yardstick.leak()
     result = {
         "format": 1,
         "model": evaluation.model.name,
@@ -155,7 +154,7 @@ def evaluate(
         | {"plane": yardstick.plane({s["name"]: [t["text"] for t in raws[s["name"]]["samples"]] for s in judged})},
         "subjects": judged,
         "failed": failed,
-        "warnings": [leak] if leak else [],
+        "warnings": yardstick.doubts(),
         "verdict": found,
     }
     if measured:

@@ -36,37 +36,40 @@ class Yardstick:
         # Someone must stand beside the author; where nobody is given, neutral prose does.
         self.beside = self.others or {NEUTRAL: neutral}
         self.own = _some(self.train + self.heldout)
-        self.chunk_chars = next(
-            (
-                size
-                for size in CHUNK_CHARS
-                if sum(len(stylometry.chunks(text, size)) for text in self.own) >= MIN_OWN_CHUNKS
-            ),
-            CHUNK_CHARS[-1],
-        )
-        self.reference = stylometry.fit({material.author: self.own, **self.beside}, chunk_chars=self.chunk_chars)
+        self.chunk_chars, self.warnings = self._chunk_chars()
+        self.reference = self._reference() if self.chunk_chars else None
         rest = [text for texts in self.beside.values() for text in texts]
         self.markers = markers.find_markers(_some(self.train or self.heldout), rest)
         self.marker_rate = markers.marker_rate(self.heldout or self.own, self.markers)
         self.index = copying.Index(self.train)
         self.common = copying.Index([*rest, *(neutral if self.others else [])])
 
+    def _chunk_chars(self) -> tuple[int, list[str]]:
+        """The size of chunks that texts are compared at, 0 where nobody can be; and what that leaves out."""
+        own, sizes = sum(map(stylometry.size, self.own)), CHUNK_CHARS
+        beside = {name: sum(map(stylometry.size, texts)) for name, texts in self.beside.items()}
+        least = stylometry.MIN_CHUNKS * sizes[-1]
+        short = {name: size for name, size in {self.material.author: own, **beside}.items() if size < least}
+        warnings = [
+            f"{size:,} characters by {name} are too few to know a style by: {least:,} are the least"
+            for name, size in short.items()
+        ]
+        there = [size for name, size in beside.items() if name not in short]
+        if self.material.author in short or not there:
+            return 0, warnings
+        most = min(own / MIN_OWN_CHUNKS, min(there) / stylometry.MIN_CHUNKS)
+        return next((size for size in sizes if size <= most), sizes[-1]), warnings
+
+    def _reference(self) -> stylometry.Reference:
+        least = stylometry.MIN_CHUNKS * self.chunk_chars
+        self.beside = {name: texts for name, texts in self.beside.items() if sum(map(stylometry.size, texts)) >= least}
+        return stylometry.fit({self.material.author: self.own, **self.beside}, chunk_chars=self.chunk_chars)
+
     def describe(self) -> dict[str, Any]:
         """The part of evaluation.json that is about texts alone, but for the plane, which the subjects belong to."""
-        author = self.material.author
         return {
             "chunk_chars": self.chunk_chars,
-            "own_distances": _rounded(stylometry.own_distances(self.reference, author, self.chunk_chars)),
-            "other_distances": {
-                name: _rounded(
-                    [
-                        stylometry.distances(self.reference, chunk)[author]
-                        for text in texts
-                        for chunk in stylometry.chunks(text, self.chunk_chars)
-                    ]
-                )
-                for name, texts in self.beside.items()
-            },
+            **self._distances(),
             "profile": profile.profile(self.own),
             "other_profiles": {name: profile.profile(texts) for name, texts in self.beside.items()},
             "markers": [marker._asdict() for marker in self.markers],
@@ -74,8 +77,28 @@ class Yardstick:
             "copying": self._copying(self.heldout),
         }
 
+    def _distances(self) -> dict[str, Any]:
+        """Distances to the author, of his own chunks and of every other author's."""
+        if not self.reference:
+            return {"own_distances": [], "other_distances": {}}
+        author = self.material.author
+        return {
+            "own_distances": _rounded(stylometry.own_distances(self.reference, author, self.chunk_chars)),
+            "other_distances": {
+                name: _rounded(
+                    [
+                        stylometry.distances(self.reference, chunk)[author]
+                        for chunk in stylometry.chunks("\n".join(texts), self.chunk_chars)
+                    ]
+                )
+                for name, texts in self.beside.items()
+            },
+        }
+
     def plane(self, subjects: Mapping[str, Sequence[str]]) -> dict[str, list[list[float]]]:
         """Name -> points in the plane in which the authors differ most, of the authors and of each subject's samples."""
+        if not self.reference:
+            return {}
         placed = stylometry.plane(self.reference, subjects)
         return {name: [[round(x, 4), round(y, 4)] for x, y in points] for name, points in placed.items()}
 
@@ -83,15 +106,23 @@ class Yardstick:
         found = copying.copied(self.index, texts, self.common)
         return {"longest": found.longest, "copied_share": found.copied_share, "overlap": found.overlap}
 
-    def leak(self) -> str | None:
-        """A warning where held-out text was trained on."""
+    def doubts(self) -> list[str]:
+        """What a reader of the evaluation should know of its texts."""
+        found = list(self.warnings)
         share = self._copying(self.heldout)["copied_share"] if self.heldout else 0.0
-        if share < LEAK_SHARE:
-            return None
-        return (
-            f"{share:.0%} of the held-out text stands in the training text too: what is measured on it says little; "
-            "hold out other documents"
-        )
+        if share >= LEAK_SHARE:
+            found.append(
+                f"{share:.0%} of the held-out text stands in the training text too: what is measured on it says little; "
+                "hold out other documents"
+            )
+        if not self.heldout:
+            found.append("no held-out text: how predictable the author became was not measured")
+        if self.material.left_out:
+            found.append(
+                f"copies were looked for in {sum(map(len, self.train)):,} characters of training text; {self.material.left_out:,} "
+                "more were left out"
+            )
+        return found
 
     def judge(self, raw: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
         """A subject's part of evaluation.json, from its record and the base's (None: it is the base, or not known)."""
@@ -162,8 +193,8 @@ class Yardstick:
         }
 
     def _stylometry(self, texts: Sequence[str]) -> dict[str, Any] | None:
-        """None where nothing was written at all."""
-        if not any(text.strip() for text in texts):
+        """None where nothing was written at all, or nobody's style is known."""
+        if not self.reference or not any(text.strip() for text in texts):
             return None
         placed = stylometry.placed(self.reference, self.material.author, texts)
         return placed._asdict() | {"profile": profile.profile(texts)}
