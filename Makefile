@@ -27,7 +27,9 @@ check: setup
 	$(BIN)/mypy --package raystyle
 	$(BIN)/mypy --strict raystyle/__init__.py raystyle/errors.py raystyle/config.py raystyle/flags.py raystyle/values.py \
 		raystyle/training_arguments.py raystyle/storage.py raystyle/tokens.py raystyle/training/plan.py \
-		$$(ls raystyle/corpus/*.py | grep -v prepare.py)
+		$$(ls raystyle/corpus/*.py | grep -v prepare.py) \
+		$$(ls raystyle/style/*.py | grep -v evaluate.py) raystyle/style/report/*.py raystyle/training/gate.py \
+		raystyle/training/metrics.py
 	$(BIN)/python docs/generate.py --check
 
 bench: setup

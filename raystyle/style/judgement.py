@@ -14,12 +14,13 @@ from raystyle.style.likelihood import Scored
 from raystyle.style.material import Document, Material, counts, limited
 
 # Stylometry compares pieces of one length: the longest of these of which the author has enough to know his own spread.
-CHUNK_CHARS, MIN_OWN_CHUNKS = (2000, 1000, 500), 10
+CHUNK_CHARS, MIN_OWN_CHUNKS = (2000, 1000, 500), 20
 # Profiles, keywords and distances are as good from two million characters as from a library.
 MAX_AUTHOR_CHARS = 2_000_000
 NEUTRAL = "neutral prose"
 CONTEXT_CHARS = 60
 MAX_PASSAGES = 20
+RESAMPLES = 1000
 # Held-out text of which so much stands in the training text is no test.
 LEAK_SHARE = 0.2
 
@@ -58,7 +59,13 @@ class Yardstick:
         if self.material.author in short or not there:
             return 0, warnings
         most = min(own / MIN_OWN_CHUNKS, min(there) / stylometry.MIN_CHUNKS)
-        return next((size for size in sizes if size <= most), sizes[-1]), warnings
+        chosen = next((size for size in sizes if size <= most), sizes[-1])
+        if own < MIN_OWN_CHUNKS * chosen:
+            warnings.append(
+                f"{own:,} characters by {self.material.author} make {own // chosen} chunks of {chosen}: distances and "
+                "percentiles from so few are rough"
+            )
+        return chosen, warnings
 
     def _reference(self) -> stylometry.Reference:
         least = stylometry.MIN_CHUNKS * self.chunk_chars
@@ -104,7 +111,12 @@ class Yardstick:
 
     def _copying(self, texts: Sequence[str]) -> dict[str, Any]:
         found = copying.copied(self.index, texts, self.common)
-        return {"longest": found.longest, "copied_share": found.copied_share, "overlap": found.overlap}
+        return {
+            "longest": found.longest,
+            "copied_share": found.copied_share,
+            **_copied_interval(texts, found.passages),
+            "overlap": found.overlap,
+        }
 
     def doubts(self) -> list[str]:
         """What a reader of the evaluation should know of its texts."""
@@ -137,6 +149,7 @@ class Yardstick:
             "copying": {
                 "longest": copied.longest,
                 "copied_share": copied.copied_share,
+                **_copied_interval([sample["text"] for sample in raw["samples"]], copied.passages),
                 "overlap": copied.overlap,
                 "extraction_rate": _extracted(raw["extraction"]["train"]),
                 "heldout_extraction_rate": _extracted(raw["extraction"]["heldout"]),
@@ -255,6 +268,23 @@ def _gain(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
         likelihood.gain_difference(before["heldout"], after["heldout"], before[other], after[other]) if both else None
     )
     return found | {"difference": difference._asdict() if difference else None}
+
+
+def _copied_interval(texts: Sequence[str], passages: Sequence[Sequence[copying.Passage]]) -> dict[str, float]:
+    """A 95% bootstrap interval over texts for the share of their characters in copied passages (Efron & Tibshirani 1993)."""
+    if not texts:
+        return {"copied_low": 0.0, "copied_high": 0.0}
+    characters_T = np.array([stylometry.size(text) for text in texts])
+    copied_T = np.array(
+        [
+            sum(stylometry.size(text[passage.start : passage.end]) for passage in found)
+            for text, found in zip(texts, passages, strict=True)
+        ]
+    )
+    drawn_RT = np.random.default_rng(0).integers(0, len(texts), (RESAMPLES, len(texts)))
+    shares_R = copied_T[drawn_RT].sum(1) / np.maximum(1, characters_T[drawn_RT].sum(1))
+    low, high = np.quantile(shares_R, (0.025, 0.975))
+    return {"copied_low": float(low), "copied_high": float(high)}
 
 
 def _extracted(pairs: Sequence[Sequence[str]]) -> float | None:

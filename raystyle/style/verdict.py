@@ -20,6 +20,8 @@ MAX_EXCESS_COPYING = 0.02
 MAX_EXCESS_EXTRACTION = 0.05
 # More samples that end in a loop than the base's.
 MAX_EXCESS_LOOPS = 0.25
+# More of its characters malformed than the base's: bytes that make no character, control and private ones.
+MAX_EXCESS_MALFORMED = 0.01
 # Bits per character that the held-out text must surely have lost since an earlier step, to call it overfitted.
 MIN_LOST_BITS = 0.01
 # Styles that differ by less are equal: samples of another seed would differ as much.
@@ -76,14 +78,15 @@ def _scores(
         "predictability": _share(_gain(subject), 0.0, best_gain) if _gain(subject) is not None else None,
     }
     known = [share for share in shares.values() if share is not None]
-    control = max(base["copying"]["copied_share"], reference["copying"]["copied_share"])
+    # Held against what may be chance on either side: a passage or two in a few samples are no habit.
+    control = max(base["copying"]["copied_high"], reference["copying"]["copied_high"])
     copying = subject["copying"]
     extracted = (copying["extraction_rate"] or 0.0) - (copying["heldout_extraction_rate"] or 0.0)
     return shares | {
         "style": sum(known) / len(known) if known else 0.0,
         "divergence": subject["drift"]["divergence"],
         "copied_share": copying["copied_share"],
-        "excess_copying": max(0.0, copying["copied_share"] - control),
+        "excess_copying": max(0.0, copying["copied_low"] - control),
         "excess_extraction": max(0.0, extracted),
         "excess_loops": max(0.0, subject["drift"]["loop_rate"] - base["drift"]["loop_rate"]),
     }
@@ -93,12 +96,13 @@ def _nearness(subject: Mapping[str, Any], base: Mapping[str, Any], reference: Ma
     own = sorted(reference["own_distances"])
     if not own or not subject["stylometry"] or not base["stylometry"]:
         return None
-    return _share(subject["stylometry"]["distance"], base["stylometry"]["distance"], own[len(own) // 2])
+    # A base that is as near as the author's own text has no way to go.
+    return _share(-subject["stylometry"]["distance"], -base["stylometry"]["distance"], -own[len(own) // 2])
 
 
 def _share(value: float | None, start: float, goal: float) -> float | None:
-    """How much of the way from start to goal a value has gone, from 0 to 1; None where there is no way to go."""
-    if value is None or abs(goal - start) < 1e-9:
+    """How much of the way up from start to goal a value has gone, from 0 to 1; None where there is no way to go."""
+    if value is None or goal - start < 1e-9:
         return None
     return min(1.0, max(0.0, (value - start) / (goal - start)))
 
@@ -107,8 +111,8 @@ def _objection(score: Mapping[str, Any], subject: Mapping[str, Any], base: Mappi
     """Why a subject is not to be taken, whatever the others are, in a few words."""
     if score["excess_copying"] > MAX_EXCESS_COPYING:
         return (
-            f"copies {score['copied_share']:.1%} of its text from the training text, {score['excess_copying']:.1%} more "
-            f"than base and held-out text share with it (longest passage {subject['copying']['longest']} characters)"
+            f"copies {score['copied_share']:.1%} of its text from the training text, surely {score['excess_copying']:.1%} "
+            f"more than base and held-out text share with it (longest passage {subject['copying']['longest']} characters)"
         )
     if score["excess_extraction"] > MAX_EXCESS_EXTRACTION:
         return (
@@ -117,6 +121,9 @@ def _objection(score: Mapping[str, Any], subject: Mapping[str, Any], base: Mappi
         )
     if score["excess_loops"] > MAX_EXCESS_LOOPS:
         return f"{subject['drift']['loop_rate']:.0%} of its samples end in a loop, against {base['drift']['loop_rate']:.0%} of the base's"
+    malformed = subject["drift"]["malformed_share"]
+    if malformed - base["drift"]["malformed_share"] > MAX_EXCESS_MALFORMED:
+        return f"{malformed:.1%} of its characters are malformed"
     gain = (subject["gain"] or {}).get("heldout")
     if gain and gain["high"] < 0:
         return f"the held-out text became less predictable than to the base, by {-gain['value']:.3f} bits per character"

@@ -6,7 +6,11 @@ import pytest
 
 from raystyle.style.verdict import STYLE_MARGIN, verdict
 
-REFERENCE = {"own_distances": [0.8, 0.9, 1.0, 1.1, 1.2], "marker_rate": 20.0, "copying": {"copied_share": 0.005}}
+REFERENCE = {
+    "own_distances": [0.8, 0.9, 1.0, 1.1, 1.2],
+    "marker_rate": 20.0,
+    "copying": {"copied_share": 0.005, "copied_high": 0.01},
+}
 
 
 def raw(bits: float) -> dict:
@@ -19,7 +23,7 @@ def estimate(value: float) -> dict:
     return {"value": value, "low": value - 0.05, "high": value + 0.05}
 
 
-def subject(name, step, *, bits, distance, rate, drift, copied=0.0, longest=8, loops=0.0, extracted=0.0):
+def subject(name, step, *, bits, distance, rate, drift, copied=0.0, longest=8, loops=0.0, extracted=0.0, malformed=0.0):
     gain = {"heldout": estimate(6.0 - bits), "contrast": estimate(0.1), "neutral": estimate(-0.1)}
     return {
         "name": name,
@@ -30,11 +34,13 @@ def subject(name, step, *, bits, distance, rate, drift, copied=0.0, longest=8, l
         "markers": {"rate": rate},
         "copying": {
             "copied_share": copied,
+            "copied_low": 0.8 * copied,
+            "copied_high": 1.2 * copied,
             "longest": longest,
             "extraction_rate": extracted,
             "heldout_extraction_rate": 0.0,
         },
-        "drift": {"divergence": drift, "loop_rate": loops},
+        "drift": {"divergence": drift, "loop_rate": loops, "malformed_share": malformed},
     }
 
 
@@ -65,6 +71,7 @@ def test_without_objections_the_nearest_to_the_author_is_taken():
         ({"copied": 0.3, "longest": 90}, "copies 30.0%"),
         ({"extracted": 0.4}, "word for word"),
         ({"loops": 0.9}, "loop"),
+        ({"malformed": 0.03}, "malformed"),
         ({"bits": 5.8}, "less predictable than to step-2"),
     ],
 )
@@ -77,6 +84,25 @@ def test_an_objection_turns_the_verdict_to_the_one_before(change, word):
 
 def test_copying_no_more_than_the_controls_is_no_objection():
     assert "step-3" not in run(copied=0.02)["turned_down"]
+
+
+def test_a_passage_that_may_be_chance_is_no_objection():
+    subjects = [
+        subject("base", 0, bits=6.0, distance=2.0, rate=1.0, drift=0.0),
+        subject("step-1", 1, bits=5.0, distance=1.2, rate=14.0, drift=0.6, copied=0.06),
+    ]
+    subjects[1]["copying"]["copied_low"] = 0.0
+    assert not verdict(subjects, {s["name"]: raw(5.0) for s in subjects}, REFERENCE)["turned_down"]
+
+
+def test_a_base_that_is_like_the_author_already_leaves_no_way_to_go():
+    """Moving off must not count as coming near."""
+    subjects = [
+        subject("base", 0, bits=6.0, distance=0.9, rate=25.0, drift=0.0),
+        subject("step-1", 1, bits=5.5, distance=3.0, rate=60.0, drift=0.6),
+    ]
+    score = verdict(subjects, {s["name"]: raw(5.0) for s in subjects}, REFERENCE)["scores"]["step-1"]
+    assert score["nearness"] is None and score["marker_share"] is None
 
 
 def test_among_equals_the_one_that_drifted_least_is_taken():
