@@ -83,7 +83,9 @@ def measure(
                 found = getattr(reference, name)(rates)
                 np.add.at(tables[name], (true, found.argmin(1)), 1)
             own = stylometry.own_distances(reference, author)
-            percentiles += [stylometry.percentile(d, own) for d in reference.rotated(rates)[:, true]]
+            percentiles += [
+                stylometry.percentile(d, own) for d in stylometry.author_distances(reference, author, pieces)
+            ]
     return tables, percentiles
 
 

@@ -20,6 +20,7 @@ COMMANDS = [
     config.RulesConfig,
     config.TrainConfig,
     config.SampleConfig,
+    config.EvaluateConfig,
     config.AttributeConfig,
     config.ExportConfig,
 ]

@@ -279,6 +279,7 @@ class TrainConfig(CorpusConfig):
         for name in [*positive, "logging_steps", "learning_rate", "eval_timeout_s"]:
             value = getattr(self, name)
             require(value > 0, f"`{name}` is {value}\nhint: use a number above 0")
+        check_named("contrast_path", self.contrast_path)
         require(bool(self.dataset_path), "`dataset_path` is empty\nhint: name a prepared directory or raw files")
         require(
             0 <= self.lora_dropout < 1, f"`lora_dropout` is {self.lora_dropout}\nhint: use a share from 0 to below 1"
@@ -392,6 +393,7 @@ class EvaluateConfig(RayConfig):
             f"`temperature` is {self.temperature}\nhint: use a number above 0; a greedy sample is always added",
         )
         require(0 < self.top_p <= 1, f"`top_p` is {self.top_p}\nhint: use a share above 0, up to 1")
+        check_named("contrast_path", self.contrast_path)
         require(bool(self.author.strip()), "`author` is empty\nhint: a name for the report, or leave it out")
         for name in ("num_samples", "max_new_tokens", "eval_timeout_s"):
             value = getattr(self, name)
@@ -470,6 +472,14 @@ def by_author(named: tuple[str, ...]) -> dict[str, list[str]]:
             author, path = word.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0], word
         found.setdefault(author, []).append(path)
     return found
+
+
+def check_named(field: str, named: tuple[str, ...]) -> None:
+    for author, paths in by_author(named).items():
+        require(
+            bool(author.strip()) and all(paths),
+            f"`{field}` has `{author}={paths[-1]}`\nhint: it must be AUTHOR=PATH, or a path",
+        )
 
 
 def check_lengths(max_seq_length: int, segment_length: int) -> None:

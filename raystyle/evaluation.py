@@ -5,14 +5,17 @@
 
 import dataclasses
 import functools
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from raystyle import models, storage
+from raystyle import adapters, models, storage
 from raystyle.config import AttributeConfig, EvaluateConfig, TrainConfig
 from raystyle.errors import ConfigError, DataError, RaystyleError
 
 Say = Callable[[str], None]
+
+PROMPT_WORDS = 6
 
 
 def attribute(config: AttributeConfig, say: Say) -> Iterator[str]:
@@ -78,7 +81,7 @@ def evaluate(config: EvaluateConfig, say: Say) -> dict[str, Any]:
         "seed": config.seed,
     }
     settings = dataclasses.replace(
-        _settings(config.eval_style), **{name: value for name, value in chosen.items() if value is not None}
+        _settings(config.eval_style, material), **{name: value for name, value in chosen.items() if value is not None}
     )
     return style.evaluate(
         style.begin(_model(config), material, settings, output_dir),
@@ -88,8 +91,11 @@ def evaluate(config: EvaluateConfig, say: Say) -> dict[str, Any]:
     )
 
 
-def of_run(config: TrainConfig, prepared_dir: str, say: Say) -> Any:
-    """The evaluation of a run's checkpoints, for while it trains and afterwards; None where it is off."""
+def of_run(config: TrainConfig, prepared_dir: str, say: Say) -> Callable[[], Any] | None:
+    """What begins the evaluation of a run's checkpoints, once the directory is the run's; None where it is off.
+
+    The texts are read here, so that a mistake in them is told before anything is trained.
+    """
     from raystyle.style import evaluate as style
 
     if config.eval_style == "off":
@@ -102,46 +108,71 @@ def of_run(config: TrainConfig, prepared_dir: str, say: Say) -> Any:
         neutral=[],
         say=say,
     )
-    return style.begin(_model(config), material, _settings(config.eval_style), config.output_dir)
+    return functools.partial(
+        style.begin, _model(config), material, _settings(config.eval_style, material), config.output_dir
+    )
 
 
-def validator(evaluation: Any) -> Callable[[str], dict[str, float]]:
-    """What measures one checkpoint while training goes on, in a process of its own; picklable."""
+def validator(begin: Callable[[], Any]) -> Callable[[], Callable[[str], dict[str, float]]]:
+    """Begins, and gives what measures one checkpoint while training goes on, in a process of its own; picklable."""
     from raystyle.style.evaluate import measure_checkpoint
 
-    return functools.partial(measure_checkpoint, evaluation)
+    return lambda: functools.partial(measure_checkpoint, begin())
 
 
-def conclude(config: TrainConfig, evaluation: Any, say: Say) -> None:
+def conclude(config: TrainConfig, begin: Callable[[], Any], is_new: bool, say: Say) -> None:
     """After training: measure what was not measured beside it, write the report, choose the run's adapter.
 
-    An evaluation that fails is said and leaves the run as training left it: its adapter is the last one.
+    Where nothing was trained (`is_new` is false) an evaluation that measured as much or more stands. One that fails is
+    said, with its traceback on stderr, and leaves the run as training left it: hours of training are not lost to it.
     """
-    from raystyle.style import evaluate as style
-    from raystyle.style.subjects import find_subjects
     from raystyle.style.verdict import describe
-    from raystyle.training import fit
 
     run = config.output_dir
     try:
-        result = style.evaluate(
-            evaluation,
-            find_subjects([run]),
-            timeout_s=config.eval_timeout_s,
-            about=functools.partial(_about_run, run),
-            measured=functools.partial(_record, run, "tensorboard" in config.report_to),
-        )
-    except RaystyleError as error:
-        say(f"the evaluation failed, and the adapter is the last checkpoint's: {error}")
-        return
-    say(describe(result))
-    names = [subject["name"] for subject in result["subjects"] if subject["kind"] == "checkpoint"]
-    best = result["verdict"]["recommended"]
-    if config.select_checkpoint == "best" and best in names:
-        fit.select(run, best, {"reason": result["verdict"]["reason"]})
-        say(f"selected {best}")
-    elif names and config.select_checkpoint == "last":
-        fit.select(run, max(names), {"reason": "the last one, as asked for"})
+        before = storage.join(run, "evaluation.json")
+        result = storage.read_json(before) if not is_new and storage.exists(before) else None
+        if result is None or (config.eval_style == "full" and not result["settings"]["scales"]):
+            result = _evaluate_run(config, begin())
+        say(describe(result))
+        names = [subject["name"] for subject in result["subjects"] if subject["kind"] == "checkpoint"]
+        best = result["verdict"]["recommended"]
+        if config.select_checkpoint == "best" and best in names:
+            _select(run, best, result["verdict"]["reason"], say)
+    except Exception as error:
+        if not isinstance(error, RaystyleError):
+            traceback.print_exc()
+        say(f"the evaluation failed, and `adapter/` stays as it is: {error}\nhint: the same command tries again")
+
+
+def select_last(run: str, say: Say) -> None:
+    """Make the last checkpoint's adapter the run's, whatever was recommended before."""
+    from raystyle.training import fit
+
+    last = fit.last_checkpoint(run)
+    about = storage.read_json(storage.join(run, "adapter", adapters.ABOUT))
+    if last is not None and "selected" in about:
+        _select(run, last, "the last one, as asked for", say)
+
+
+def _select(run: str, checkpoint: str, reason: str, say: Say) -> None:
+    from raystyle.training import fit
+
+    fit.select(run, checkpoint, {"reason": reason})
+    say(f"adapter/ is that of {checkpoint}")
+
+
+def _evaluate_run(config: TrainConfig, evaluation: Any) -> dict[str, Any]:
+    from raystyle.style import evaluate as style
+    from raystyle.style.subjects import find_subjects
+
+    return style.evaluate(
+        evaluation,
+        find_subjects([config.output_dir]),
+        timeout_s=config.eval_timeout_s,
+        about=functools.partial(_about_run, config.output_dir),
+        measured=functools.partial(_record, config.output_dir, "tensorboard" in config.report_to),
+    )
 
 
 def _record(run: str, tensorboard: bool, subjects: Iterable[dict[str, Any]]) -> None:
@@ -149,9 +180,8 @@ def _record(run: str, tensorboard: bool, subjects: Iterable[dict[str, Any]]) -> 
     from raystyle.style.evaluate import numbers
     from raystyle.training import fit
 
-    for subject in subjects:
-        if subject["kind"] == "checkpoint":
-            fit.record(run, subject["step"], numbers(subject), tensorboard)
+    found = {subject["step"]: numbers(subject) for subject in subjects if subject["kind"] == "checkpoint"}
+    fit.record(run, found, tensorboard)
 
 
 def _about_run(run: str) -> dict[str, Any]:
@@ -171,10 +201,17 @@ def _model(config: EvaluateConfig | TrainConfig) -> Any:
     return Model(config.model_name_or_path, tokenizer, config.trust_remote_code)
 
 
-def _settings(eval_style: str) -> Any:
+def _settings(eval_style: str, material: Any) -> Any:
+    """How much is measured, from neutral Chinese prompts; of an author in another language, from his own beginnings."""
+    from raystyle.style import stylometry
     from raystyle.style.measure import FULL, LIGHT
 
-    return FULL if eval_style == "full" else LIGHT
+    settings = FULL if eval_style == "full" else LIGHT
+    texts = [document.text for document in material.heldout or material.train]
+    if not stylometry.is_spaced(texts):
+        return settings
+    found = [" ".join(text.split()[:PROMPT_WORDS]) for text in texts[: len(settings.prompts)]]
+    return dataclasses.replace(settings, prompts=tuple(dict.fromkeys(found)))
 
 
 def _is_prepared(path: str) -> bool:

@@ -126,19 +126,22 @@ def train(config: TrainConfig, say: Say) -> Any:
 
     checked = preflight(config)
     say(planning.describe(checked.plan))
-    measured = evaluation.of_run(config, checked.prepared_dir, say)
+    begin = evaluation.of_run(config, checked.prepared_dir, say)
     result = fit.fit(
         config,
         checked.plan,
         checked.prepared_dir,
         checked.manifest,
         checked.layer_counts,
-        evaluation.validator(measured) if measured else None,
+        evaluation.validator(begin) if begin else None,
     )
-    report.write(config.output_dir, dataclasses.asdict(checked.plan), result.metrics)
-    if measured:
-        evaluation.conclude(config, measured, say)
+    if not result.unchanged or not storage.exists(storage.join(config.output_dir, "report.html")):
+        report.write(config.output_dir, dataclasses.asdict(checked.plan), result.metrics)
+    if begin:
+        evaluation.conclude(config, begin, not result.unchanged, say)
         result = dataclasses.replace(result, metrics=fit.read_metrics(config.output_dir))
+    if config.select_checkpoint == "last":
+        evaluation.select_last(config.output_dir, say)
     return result
 
 

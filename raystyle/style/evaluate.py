@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raystyle import models, progress, storage
+from raystyle import models, progress, storage, tokens
 from raystyle.errors import ConfigError, ModelError, RaystyleError, TrainingError
 from raystyle.style import measure as measuring
 from raystyle.style.judgement import Yardstick, material_counts
-from raystyle.style.material import Material, digest, load, save
+from raystyle.style.material import Material, digest, load, save, text_digest
 from raystyle.style.measure import Model, Settings
 from raystyle.style.report.page import page
 from raystyle.style.subjects import BASE, Subject, of_checkpoint
@@ -35,14 +35,15 @@ class Evaluation:
 
     model: Model
     model_identity: str
+    tokenizer_digest: str
     material_uri: str
-    material_digest: str
+    text_digest: str
     settings: Settings
     output_dir: str
 
     def record_uri(self, subject: Subject, part: str = "measure") -> str:
         decides = [
-            VERSION, part, self.model_identity, self.model.tokenizer, subject.fingerprint, self.material_digest,
+            VERSION, part, self.model_identity, self.tokenizer_digest, subject.fingerprint, self.text_digest,
             dataclasses.asdict(self.settings),
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
@@ -51,11 +52,19 @@ class Evaluation:
 
 def begin(model: Model, material: Material, settings: Settings, output_dir: str) -> Evaluation:
     """Keep the material beside the results, and name what decides an evaluation."""
-    found = digest(material)
-    uri = storage.join(output_dir, RECORDS, found[:16], MATERIAL)
+    uri = storage.join(output_dir, RECORDS, digest(material)[:16], MATERIAL)
     if not storage.exists(uri):
         save(material, uri)
-    return Evaluation(model, models.identity(model.name), uri, found, settings, output_dir)
+    tokenizer = tokens.load_tokenizer(model.tokenizer, model.trust_remote_code)
+    return Evaluation(
+        model,
+        models.identity(model.name),
+        tokens.tokenizer_digest(tokenizer),
+        uri,
+        text_digest(material),
+        settings,
+        output_dir,
+    )
 
 
 def measure_subject(evaluation: Evaluation, subject: Subject, part: str = "measure") -> dict[str, Any]:
@@ -68,10 +77,12 @@ def measure_subject(evaluation: Evaluation, subject: Subject, part: str = "measu
     if part == "strength":
         assert subject.path is not None
         found: dict[str, Any] = {
-            "strength": measuring.sweep(evaluation.model, subject.path, material, evaluation.settings)
+            "strength": measuring.sweep(
+                evaluation.model, subject.path, material, evaluation.settings, subject.fingerprint
+            )
         }
     else:
-        found = measuring.measure(evaluation.model, subject.path, material, evaluation.settings)
+        found = measuring.measure(evaluation.model, subject.path, material, evaluation.settings, subject.fingerprint)
     record = found | {
         "name": subject.name,
         "fingerprint": subject.fingerprint,
@@ -84,7 +95,12 @@ def measure_subject(evaluation: Evaluation, subject: Subject, part: str = "measu
 def measure_checkpoint(evaluation: Evaluation, checkpoint_uri: str) -> dict[str, float]:
     """A checkpoint measured and judged alone, while training goes on: the numbers that join metrics.jsonl."""
     raw = measure_subject(evaluation, of_checkpoint(checkpoint_uri))
-    return numbers(Yardstick(load(evaluation.material_uri)).judge(raw, None))
+    return numbers(Yardstick(load(evaluation.material_uri), sample_chars(raw)).judge(raw, None))
+
+
+def sample_chars(raw: dict[str, Any]) -> int:
+    """How much a subject wrote, by which it is compared."""
+    return sum(len(sample["text"]) for sample in raw["samples"] if sample["temperature"] > 0)
 
 
 def numbers(subject: dict[str, Any]) -> dict[str, float]:
@@ -117,12 +133,21 @@ def evaluate(
     where the base or every adapter failed. `measured` is given the judged subjects before the report is written, and
     `about` then gives what the report says of the run that made them: `training` (sections), `metrics`, `loss_gate`.
     """
+    material = load(evaluation.material_uri)
+    authors = {material.author, *(document.author for document in material.contrast)}
+    subjects = [s._replace(name=f"{s.name} (adapter)") if s.name in authors else s for s in subjects]
     raws, failed = _measured(evaluation, subjects, "measure", timeout_s)
+    # A record made in another precision, as beside training on a CPU, is no match for this base's.
+    if odd := [s for s in subjects if s.name in raws and BASE in raws and raws[s.name]["dtype"] != raws[BASE]["dtype"]]:
+        for subject in odd:
+            storage.delete(evaluation.record_uri(subject))
+        again, failed_again = _measured(evaluation, odd, "measure", timeout_s)
+        raws, failed = raws | again, failed | failed_again
     adapters_measured = [subject for subject in subjects if subject.name in raws and subject.name != BASE]
     if BASE not in raws or (not adapters_measured and len(subjects) > 1):
         name, reason = next(iter(failed.items()))
         raise TrainingError(f"nothing could be evaluated: {name}: {reason}\nhint: the same command tries again")
-    yardstick = Yardstick(load(evaluation.material_uri))
+    yardstick = Yardstick(material, min(map(sample_chars, raws.values())))
     base = raws[BASE]
     judged = [
         {
@@ -140,15 +165,15 @@ def evaluate(
         best = next(subject for subject in adapters_measured if subject.name == found["recommended"])
         swept, failed_sweep = _measured(evaluation, [best], "strength", timeout_s)
         failed |= {f"strength of {name}": reason for name, reason in failed_sweep.items()}
-        for subject in judged:
-            if subject["name"] in swept:
-                subject["strength"] = yardstick.strength(swept[subject["name"]]["strength"])
+        for entry in judged:
+            if entry["name"] in swept:
+                entry["strength"] = yardstick.strength(swept[entry["name"]]["strength"])
     result = {
         "format": 1,
         "model": evaluation.model.name,
         "model_identity": evaluation.model_identity,
         "author": yardstick.material.author,
-        "material": {"digest": evaluation.material_digest} | material_counts(yardstick.material),
+        "material": {"digest": evaluation.text_digest} | material_counts(yardstick.material),
         "settings": dataclasses.asdict(evaluation.settings),
         "reference": reference
         | {"plane": yardstick.plane({s["name"]: [t["text"] for t in raws[s["name"]]["samples"]] for s in judged})},
@@ -189,40 +214,68 @@ def _measured(
 def _run(
     evaluation: Evaluation, subjects: Sequence[Subject], part: str, timeout_s: float, shown: progress.Bar
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """As many tasks at once as Ray has GPUs, or cores where it has none; each is given `timeout_s` from its start."""
+    """A process for each subject, as many at once as Ray has GPUs, or cores where it has none; each is given `timeout_s`
+    from when it begins, however long it waits for its place."""
     import ray
 
-    total = ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
-    if not gpus and not cpus:
-        raise ConfigError("Ray has neither a CPU core nor a GPU for the evaluation\nhint: add a node that takes work")
-    slots = min(len(subjects), gpus or cpus)
-    # Cores are shared out when there are more of them than models; a task on a GPU needs one to feed it.
-    options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // slots)}
-    task = ray.remote(measure_subject).options(max_retries=1, **options)
+    options, slots = _places(len(subjects))
+    make: Any = ray.remote(_Process).options(**options)
     waiting = list(subjects)
-    running: dict[Any, tuple[Subject, float]] = {}
+    # What is waited for -> (subject, its process, when it began: None while it waits for its place).
+    running: dict[Any, tuple[Subject, Any, float | None]] = {}
     found: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     while waiting or running:
         while waiting and len(running) < slots:
-            subject = waiting.pop(0)
-            running[task.remote(evaluation, subject, part)] = (subject, time.monotonic())
+            process = make.remote()
+            running[process.__ray_ready__.remote()] = (waiting.pop(0), process, None)
         done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S)
-        late = [ref for ref, (_, began_s) in running.items() if time.monotonic() - began_s > timeout_s]
+        now_s = time.monotonic()
+        late = [ref for ref, (_, _, began_s) in running.items() if began_s is not None and now_s - began_s > timeout_s]
         for reference in {*done, *late}:
-            subject, _ = running.pop(reference)
+            subject, process, began_s = running.pop(reference)
             try:
-                found[subject.name] = ray.get(reference, timeout=0)
+                answer = ray.get(reference, timeout=0)
+                if began_s is None:
+                    running[process.measure.remote(measure_subject, evaluation, subject, part)] = (
+                        subject,
+                        process,
+                        now_s,
+                    )
+                    continue
+                found[subject.name] = answer
             except ray.exceptions.GetTimeoutError:
-                ray.cancel(reference, force=True)
                 failed[subject.name] = f"took longer than {timeout_s:g} s"
             except (ray.exceptions.RayError, RaystyleError) as error:
                 failed[subject.name] = _reason(error)
+            ray.kill(process)
             if subject.name in failed:
                 print(f"{subject.name} could not be measured: {failed[subject.name]}", file=sys.stderr, flush=True)
             shown.update(1, subject.name)
     return found, failed
+
+
+class _Process:
+    """The process in which one subject is measured."""
+
+    def measure(self, function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+        return function(*arguments)
+
+
+def _places(wanted: int) -> tuple[dict[str, Any], int]:
+    """What one process takes, as Ray's options, and how many of them run at once. Raises `ConfigError` for an empty Ray."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    if gpus:
+        return {"num_gpus": 1, "num_cpus": 0}, min(wanted, gpus)
+    if not sum(cpus):
+        raise ConfigError("Ray has neither a CPU core nor a GPU for the evaluation\nhint: add a node that takes work")
+    # Cores are shared out when there are more of them than models; no process takes more than the largest node has.
+    slots = min(wanted, sum(cpus))
+    return {"num_cpus": max(1, min(max(cpus), sum(cpus) // slots))}, slots
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,8 @@ A `Yardstick` is made once of an evaluation's texts; every subject is then held 
 was measured on a GPU can be judged again anywhere.
 """
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from raystyle.style import copying, drift, likelihood, markers, profile, stylometry
 from raystyle.style.likelihood import Scored
-from raystyle.style.material import Document, Material, counts, limited
+from raystyle.style.material import Document, Material, counts, limited, pieces
 
 # Stylometry compares pieces of one length: the longest of these of which the author has enough to know his own spread.
 CHUNK_CHARS, MIN_OWN_CHUNKS = (2000, 1000, 500), 20
@@ -23,54 +25,83 @@ MAX_PASSAGES = 20
 RESAMPLES = 1000
 # Held-out text of which so much stands in the training text is no test.
 LEAK_SHARE = 0.2
+PROBE_CHARS = 600
+CONTROL_PIECE_CHARS, CONTROL_CHARS = 2000, 200_000
 
 
 class Yardstick:
     """The author's own spread, the other authors, the markers, and where copies are looked for."""
 
-    def __init__(self, material: Material) -> None:
-        self.material = material
+    def __init__(self, material: Material, sample_chars: int = CHUNK_CHARS[0]) -> None:
+        """`sample_chars`: what the subject that wrote least has written; all are compared at one size of chunk."""
+        self.material, self.sample_chars = material, sample_chars
         self.train = [document.text for document in material.train]
         self.heldout = [document.text for document in material.heldout]
-        self.others = {name: _some(texts) for name, texts in material.by_author().items()}
+        self.index = copying.Index(self.train)
+        self.warnings: list[str] = []
+        self.others = {
+            name: found
+            for name, texts in material.by_author().items()
+            if (found := self._untrained(name, _some(texts)))
+        }
         neutral = [document.text for document in material.neutral]
         # Someone must stand beside the author; where nobody is given, neutral prose does.
         self.beside = self.others or {NEUTRAL: neutral}
         self.own = _some(self.train + self.heldout)
-        self.chunk_chars, self.warnings = self._chunk_chars()
+        self.chunk_chars = self._chunk_chars()
         self.reference = self._reference() if self.chunk_chars else None
         rest = [text for texts in self.beside.values() for text in texts]
         self.markers = markers.find_markers(_some(self.train or self.heldout), rest)
         self.marker_rate = markers.marker_rate(self.heldout or self.own, self.markers)
-        self.index = copying.Index(self.train)
         self.common = copying.Index([*rest, *(neutral if self.others else [])])
 
-    def _chunk_chars(self) -> tuple[int, list[str]]:
-        """The size of chunks that texts are compared at, 0 where nobody can be; and what that leaves out."""
+    def _untrained(self, name: str, texts: list[str]) -> list[str]:
+        """Another author's texts without those that were trained on: every copy would be a common phrase."""
+        probes = [text[len(text) // 2 :][:PROBE_CHARS] for text in texts]
+        kept = [
+            text
+            for text, probe in zip(texts, probes, strict=True)
+            if copying.copied(self.index, [probe], None).copied_share < LEAK_SHARE
+        ]
+        if len(kept) < len(texts):
+            self.warnings.append(
+                f"{len(texts) - len(kept)} of {len(texts)} texts by {name} stand in the training text, and are left out of "
+                "what is compared"
+            )
+        return kept
+
+    def _chunk_chars(self) -> int:
+        """The size of chunks that texts are compared at, 0 where nobody can be; what that leaves out is warned of."""
         own, sizes = sum(map(stylometry.size, self.own)), CHUNK_CHARS
         beside = {name: sum(map(stylometry.size, texts)) for name, texts in self.beside.items()}
         least = stylometry.MIN_CHUNKS * sizes[-1]
         short = {name: size for name, size in {self.material.author: own, **beside}.items() if size < least}
-        warnings = [
+        self.warnings += [
             f"{size:,} characters by {name} are too few to know a style by: {least:,} are the least"
             for name, size in short.items()
         ]
         there = [size for name, size in beside.items() if name not in short]
         if self.material.author in short or not there:
-            return 0, warnings
-        most = min(own / MIN_OWN_CHUNKS, min(there) / stylometry.MIN_CHUNKS)
+            return 0
+        most = min(
+            own / MIN_OWN_CHUNKS, min(there) / stylometry.MIN_CHUNKS, self.sample_chars / (1 - stylometry.TOLERANCE)
+        )
         chosen = next((size for size in sizes if size <= most), sizes[-1])
         if own < MIN_OWN_CHUNKS * chosen:
-            warnings.append(
+            self.warnings.append(
                 f"{own:,} characters by {self.material.author} make {own // chosen} chunks of {chosen}: distances and "
                 "percentiles from so few are rough"
             )
-        return chosen, warnings
+        return chosen
 
     def _reference(self) -> stylometry.Reference:
         least = stylometry.MIN_CHUNKS * self.chunk_chars
         self.beside = {name: texts for name, texts in self.beside.items() if sum(map(stylometry.size, texts)) >= least}
-        return stylometry.fit({self.material.author: self.own, **self.beside}, chunk_chars=self.chunk_chars)
+        found = stylometry.fit({self.material.author: self.own, **self.beside}, chunk_chars=self.chunk_chars)
+        if self.sample_chars < (1 - stylometry.TOLERANCE) * self.chunk_chars:
+            found = stylometry.resized(found, self.sample_chars)
+            self.chunk_chars = found.chunk_chars
+        return found
 
     def describe(self) -> dict[str, Any]:
         """The part of evaluation.json that is about texts alone, but for the plane, which the subjects belong to."""
@@ -81,7 +112,7 @@ class Yardstick:
             "other_profiles": {name: profile.profile(texts) for name, texts in self.beside.items()},
             "markers": [marker._asdict() for marker in self.markers],
             "marker_rate": self.marker_rate,
-            "copying": self._copying(self.heldout),
+            "copying": self.heldout_copying,
         }
 
     def _distances(self) -> dict[str, Any]:
@@ -92,13 +123,9 @@ class Yardstick:
         return {
             "own_distances": _rounded(stylometry.own_distances(self.reference, author, self.chunk_chars)),
             "other_distances": {
-                name: _rounded(
-                    [
-                        stylometry.distances(self.reference, chunk)[author]
-                        for chunk in stylometry.chunks("\n".join(texts), self.chunk_chars)
-                    ]
-                )
-                for name, texts in self.beside.items()
+                name: _rounded(found)
+                for name, found in stylometry.others_distances(self.reference, author).items()
+                if name != author
             },
         }
 
@@ -118,10 +145,15 @@ class Yardstick:
             "overlap": found.overlap,
         }
 
+    @functools.cached_property
+    def heldout_copying(self) -> dict[str, Any]:
+        """What unseen text of the author shares with the training text anyway, on some of it."""
+        return self._copying([text for _, text in pieces(self.material.heldout, CONTROL_PIECE_CHARS, CONTROL_CHARS)])
+
     def doubts(self) -> list[str]:
         """What a reader of the evaluation should know of its texts."""
         found = list(self.warnings)
-        share = self._copying(self.heldout)["copied_share"] if self.heldout else 0.0
+        share = self.heldout_copying["copied_share"]
         if share >= LEAK_SHARE:
             found.append(
                 f"{share:.0%} of the held-out text stands in the training text too: what is measured on it says little; "
@@ -152,6 +184,7 @@ class Yardstick:
                 **_copied_interval([sample["text"] for sample in raw["samples"]], copied.passages),
                 "overlap": copied.overlap,
                 "extraction_rate": _extracted(raw["extraction"]["train"]),
+                "extraction_low": _wilson_low(raw["extraction"]["train"]),
                 "heldout_extraction_rate": _extracted(raw["extraction"]["heldout"]),
                 "passages": self._passages(raw["samples"], copied.passages),
             },
@@ -200,7 +233,7 @@ class Yardstick:
         if not scored:
             return None
         characters = sum(window.characters for window in scored)
-        return likelihood.estimate(scored)._asdict() | {
+        return _estimate(likelihood.estimate(scored)) | {
             "characters": characters,
             "documents": len({window.document for window in scored}),
         }
@@ -259,7 +292,7 @@ def _gain(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
     before = {role: windows(base, role) for role in ("heldout", "contrast", "neutral")}
     after = {role: windows(raw, role) for role in before}
     found: dict[str, Any] = {
-        role: likelihood.gain(before[role], after[role])._asdict() if before[role] and after[role] else None
+        role: _estimate(likelihood.gain(before[role], after[role])) if before[role] and after[role] else None
         for role in before
     }
     other = "contrast" if found["contrast"] else "neutral"
@@ -267,7 +300,12 @@ def _gain(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
     difference = (
         likelihood.gain_difference(before["heldout"], after["heldout"], before[other], after[other]) if both else None
     )
-    return found | {"difference": difference._asdict() if difference else None}
+    return found | {"difference": _estimate(difference) if difference else None}
+
+
+def _estimate(found: likelihood.Estimate) -> dict[str, float | None]:
+    """As JSON has it: no interval where there is one unit only to draw from."""
+    return {name: None if math.isnan(value) else value for name, value in found._asdict().items()}
 
 
 def _copied_interval(texts: Sequence[str], passages: Sequence[Sequence[copying.Passage]]) -> dict[str, float]:
@@ -292,6 +330,15 @@ def _extracted(pairs: Sequence[Sequence[str]]) -> float | None:
     if not pairs:
         return None
     return sum(copying.is_extracted(continuation, truth) for continuation, truth in pairs) / len(pairs)
+
+
+def _wilson_low(pairs: Sequence[Sequence[str]]) -> float:
+    """The lower end of the share's 95% interval (Wilson 1927): one lucky prefix of a few says little."""
+    n, share, z = len(pairs), _extracted(pairs), 1.96
+    if not n or share is None:
+        return 0.0
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n))
 
 
 def _some(texts: Sequence[str]) -> list[str]:

@@ -21,6 +21,8 @@ SCHEMA = pa.schema(
 )
 # Looking for copies holds the training text and an index of it in memory, some dozens of bytes for each character.
 MAX_TRAIN_CHARS = 20_000_000
+# Every task loads the rest, and what is measured on it is as good from this much: of each role, and of each author.
+MAX_ROLE_CHARS = 2_000_000
 
 
 class Document(NamedTuple):
@@ -76,7 +78,14 @@ def gather(
             f"{author} stands among the other authors too\nhint: leave out that --contrast_path, or give it another name"
         )
     kept, left_out = limited(parts.pop("train"), max_train_chars)
-    return Material(author, tuple(kept), **{name: tuple(found) for name, found in parts.items()}, left_out=left_out)
+    authors = sorted({document.author for document in parts["contrast"]})
+    contrast = [
+        document
+        for name in authors
+        for document in limited([d for d in parts["contrast"] if d.author == name], MAX_ROLE_CHARS)[0]
+    ]
+    heldout, neutral = (limited(parts[role], MAX_ROLE_CHARS)[0] for role in ("heldout", "neutral"))
+    return Material(author, tuple(kept), tuple(heldout), tuple(contrast), tuple(neutral), left_out)
 
 
 def limited(documents: Sequence[Document], max_chars: int) -> tuple[list[Document], int]:
@@ -99,9 +108,18 @@ def _rows(material: Material) -> list[tuple[str, Document]]:
 
 def digest(material: Material) -> str:
     """sha256 over all texts and whose they are: equal means the same comparison. Sources may move, and do not count."""
-    found = hashlib.sha256(material.author.encode())
-    for role, document in _rows(material):
-        for part in (role, document.author, document.text):
+    return _hashed([(role, document.author, document.text) for role, document in _rows(material)], material.author)
+
+
+def text_digest(material: Material) -> str:
+    """sha256 over all texts in their roles: equal means the same measurements, whatever the authors are called."""
+    return _hashed(sorted((role, document.text) for role, document in _rows(material)), "")
+
+
+def _hashed(rows: Sequence[tuple[str, ...]], first: str) -> str:
+    found = hashlib.sha256(first.encode("utf-8", "surrogatepass"))
+    for row in rows:
+        for part in row:
             data = part.encode("utf-8", "surrogatepass")
             found.update(len(data).to_bytes(8, "little") + data)
     return found.hexdigest()

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from raystyle import adapters, generation, models, tokens
+from raystyle.errors import ModelError
 from raystyle.style import drift, likelihood, neutral
 from raystyle.style.material import Document, Material, pieces
 
 # A window of text whose likelihood is measured, and a prefix whose continuation is compared with the truth, in characters.
 PIECE_CHARS = 1000
 PREFIX_CHARS, TRUTH_CHARS = 100, 64
+SPARE_TOKENS = 16
+NEUTRAL_CHARS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +53,16 @@ class Model:
     trust_remote_code: bool = False
 
 
-def measure(model: Model, adapter: str | None, material: Material, settings: Settings) -> dict[str, Any]:
+def measure(
+    model: Model, adapter: str | None, material: Material, settings: Settings, fingerprint: str | None = None
+) -> dict[str, Any]:
     """Everything about one subject that needs the model: the base where `adapter` is None, else base and adapter.
 
-    Raises `ModelError` where the adapter does not fit.
+    Raises `ModelError` where the adapter does not fit, or is not the one of that fingerprint.
     """
-    with _loaded(model, adapter) as (network, tokenizer):
+    with _loaded(model, adapter, fingerprint) as (network, tokenizer):
         raw = {
-            "fingerprint": None,
+            "dtype": str(network.dtype).removeprefix("torch."),
             "likelihood": _likelihood(network, tokenizer, material, settings),
             "divergence": 0.0,
             "samples": sample(network, tokenizer, settings),
@@ -67,22 +72,24 @@ def measure(model: Model, adapter: str | None, material: Material, settings: Set
             "obedience": drift.obedience(network, tokenizer, seed=settings.seed),
         }
         if adapter is not None:
-            raw["divergence"] = drift.divergence(network, tokenizer, neutral.PROSE)
+            raw["divergence"] = drift.divergence(network, tokenizer, _neutral(material))
         return raw
 
 
-def sweep(model: Model, adapter: str, material: Material, settings: Settings) -> list[dict[str, Any]]:
+def sweep(
+    model: Model, adapter: str, material: Material, settings: Settings, fingerprint: str | None = None
+) -> list[dict[str, Any]]:
     """The measures that depend on how strongly the adapter is applied, at each of the settings' scales."""
     found = []
     once = dataclasses.replace(settings, num_samples=1)
-    with _loaded(model, adapter) as (network, tokenizer):
+    with _loaded(model, adapter, fingerprint) as (network, tokenizer):
         for scale in settings.scales:
             with models.scaled(network, scale):
                 found.append(
                     {
                         "scale": scale,
                         "likelihood": _likelihood(network, tokenizer, material, settings, ("heldout", "neutral")),
-                        "divergence": drift.divergence(network, tokenizer, neutral.PROSE),
+                        "divergence": drift.divergence(network, tokenizer, _neutral(material)),
                         "samples": sample(network, tokenizer, once),
                     }
                 )
@@ -90,7 +97,7 @@ def sweep(model: Model, adapter: str, material: Material, settings: Settings) ->
 
 
 @contextlib.contextmanager
-def _loaded(model: Model, adapter: str | None) -> Any:
+def _loaded(model: Model, adapter: str | None, fingerprint: str | None) -> Any:
     device = models.auto_device()
     tokenizer = tokens.load_tokenizer(model.tokenizer, model.trust_remote_code)
     base: Any = models.load_base(model.name, dtype=models.auto_dtype(device), trust_remote_code=model.trust_remote_code)
@@ -98,6 +105,8 @@ def _loaded(model: Model, adapter: str | None) -> Any:
         yield base.to(device).eval(), tokenizer
         return
     with adapters.opened(adapter) as directory:
+        if fingerprint is not None and adapters.fingerprint(directory) != fingerprint:
+            raise ModelError(f"the adapter `{adapter}` is not the one its {adapters.ABOUT} tells of: its files changed")
         yield models.load_adapter(base, directory).to(device), tokenizer
 
 
@@ -151,6 +160,10 @@ def _likelihood(
     return found
 
 
+def _neutral(material: Material) -> list[str]:
+    return [text for _, text in pieces(material.neutral, PIECE_CHARS, NEUTRAL_CHARS)]
+
+
 def prefixes(documents: Sequence[Document], count: int) -> list[tuple[str, str]]:
     """(prefix, how it goes on) from places spread evenly over the documents that are long enough."""
     length = PREFIX_CHARS + TRUTH_CHARS
@@ -173,9 +186,12 @@ def prefixes(documents: Sequence[Document], count: int) -> list[tuple[str, str]]
 def _continued(network: Any, tokenizer: Any, documents: Sequence[Document], settings: Settings) -> list[list[str]]:
     """[continuation, truth] of prefixes, continued greedily: what of a text comes back word for word (Carlini et al. 2023)."""
     asked = prefixes(documents, settings.prefixes)
-    # A Chinese character may take several byte-level tokens, and the rest of a continuation is not looked at.
-    greedy = generation.Sampling(max_new_tokens=2 * TRUTH_CHARS, temperature=0.0)
+    # As many tokens as the truth takes, and a few more: it may be cut otherwise.
+    greedy = [
+        generation.Sampling(max_new_tokens=len(tokenizer(truth)["input_ids"]) + SPARE_TOKENS, temperature=0.0)
+        for _, truth in asked
+    ]
     completions = generation.generate_all(
-        network, tokenizer, [prefix for prefix, _ in asked], [greedy] * len(asked), settings.batch_size
+        network, tokenizer, [prefix for prefix, _ in asked], greedy, settings.batch_size
     )
     return [[completion.text, truth] for completion, (_, truth) in zip(completions, asked, strict=True)]

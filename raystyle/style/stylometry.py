@@ -7,14 +7,21 @@ rate is a z-score over the reference's chunks, in which every author weighs the 
     cosine      cosine Delta (Smith & Aldridge 2011; Evert et al. 2017): 1 - cosine, over all pieces
     distances   the one that attributes best: z-scores rotated to their principal components and divided by the spread
                 *within* authors (Argamon 2008's rotated Delta with the covariance of Fisher's discriminant (1936), shrunk
-                as Friedman (1989) does): what varies between one author's own chunks, topic above all, counts little.
-                Only distances to one reference compare: `percentile` says what is near
+                as Friedman (1989) does): what varies between one author's own chunks, topic above all, counts little
+
+Those three say which author is nearest. How near a text is to one author is another question, for they know the author's
+chunks: scales and rotation stretch what only a known chunk has, and text that repeats one lands where no new text of his
+would, the more so the less there is of him. `author_distances`, `own_distances`, `others_distances`, `placed` and all
+percentiles therefore measure on scales and rotations made of the other authors alone, with fifths of everybody left out
+in turn (cross-fitting): a chunk of the reference in the turn without it, any other text as the mean over turns. These
+compare with each other, at one size of chunk, and with nothing else.
 
 `bench/attribution.py` compares them on held-out text. Nothing depends on whitespace or on the order of documents.
 A authors; C chunks; F pieces (features); K components; S sentence ends; U units (characters or words) of a text.
 """
 
 import functools
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,8 +41,12 @@ COMPONENTS = 100
 SHRINKAGE = 0.3
 # Components and covariance are estimated on at most so many chunks of an author, evenly taken.
 MAX_CHUNKS = 150
-# Parts in which an author's own chunks are left out in turn.
+# Parts in which authors' chunks are left out in turn.
 FOLDS = 5
+# Other sizes of chunk than a reference's own: from this one up, each larger by this factor. An author is then known by at
+# most so many chunks, evenly taken: short chunks are many.
+MIN_CHUNK_CHARS, CHUNK_STEP = 200, 1.25
+MAX_RESIZED_CHUNKS = 400
 # Fewer chunks of an author have no spread to place anything in.
 MIN_CHUNKS = 3
 # A chunk may be this share of its length shorter or longer, to end with a sentence.
@@ -47,56 +58,98 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 _LETTER, _WIDE = re.compile(r"[^\W\d_]"), re.compile(r"[\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
 
 
-class Reference:
-    """Authors to compare with, and the scales to compare on, at one size of chunk. `fit` makes it.
+class Scales:
+    """What authors' chunks are measured on: pieces, their mean and spread, and the rotation."""
 
-    `authors` in alphabetical order; `texts` are their documents; `z_CF` their chunks' z-scores, `profiles_AF` the means; `centers_AK` the
-    same in the rotated space.
-    """
-
-    def __init__(self, texts: Mapping[str, Sequence[str]], chunk_chars: int) -> None:
-        self.chunk_chars = chunk_chars
-        self.authors = sorted(texts)
-        self.texts = {author: tuple(sorted(texts[author])) for author in self.authors}
-        pieces = {author: chunks("\n".join(self.texts[author]), chunk_chars) for author in self.authors}
-        _check(pieces, chunk_chars)
-        self.spaced = _is_spaced(text for author in self.authors for text in self.texts[author])
-        self.counter = _Counter(pieces, self.spaced)
-        rates = {author: self.counter.rates(pieces[author]) for author in self.authors}
+    def __init__(self, pieces: Mapping[str, Sequence[str]], spaced: bool) -> None:
+        self.counter = _Counter(pieces, spaced)
+        self.rates_CF = {author: self.counter.rates(found) for author, found in pieces.items()}
         # Each author weighs the same, however much there is of him.
-        weight_C = np.concatenate([np.full(len(r), 1 / (len(rates) * len(r))) for r in rates.values()])
-        rates_CF = np.concatenate(list(rates.values()))
+        weight_C = np.concatenate([np.full(len(r), 1 / (len(pieces) * len(r))) for r in self.rates_CF.values()])
+        rates_CF = np.concatenate(list(self.rates_CF.values()))
         self.mean_F = weight_C @ rates_CF
         self.scale_F = _inverse(np.sqrt(weight_C @ (rates_CF - self.mean_F) ** 2))
-        # Burrows' own z-scores are over texts, not over authors.
-        top_C6 = rates_CF[:, : self.counter.burrows]
-        self.burrows_mean_F, self.burrows_scale_F = top_C6.mean(0), _inverse(top_C6.std(0))
-        z = {author: (found - self.mean_F) * self.scale_F for author, found in rates.items()}
-        self.profiles_AF = np.stack([found.mean(0) for found in z.values()])
-        self.burrows_AF = np.stack([self._burrows_z(found).mean(0) for found in rates.values()])
-        self.z_CF = z
-        self.basis_FK, self.rotation_FK = _rotation(z)
-        self.centers_AK = np.stack([(found @ self.rotation_FK).mean(0) for found in z.values()])
-
-    @functools.cached_property
-    def own(self) -> dict[str, Array]:
-        """Distances (C,) of each author's chunks to his profile by a rotation and a profile that were made without them."""
-        own: dict[str, list[Array]] = {author: [] for author in self.authors}
-        for fold in range(FOLDS):
-            parts = {author: np.array_split(found, FOLDS) for author, found in self.z_CF.items()}
-            rest = {
-                a: np.concatenate([part for n, part in enumerate(found) if n != fold]) for a, found in parts.items()
-            }
-            _, rotation_FK = _rotation(rest)
-            for author, found in parts.items():
-                center_K = (rest[author] @ rotation_FK).mean(0)
-                own[author].append(np.linalg.norm(found[fold] @ rotation_FK - center_K, axis=1))
-        return {author: np.concatenate(found) for author, found in own.items()}
+        self.basis_FK, self.rotation_FK = _rotation({author: self.z(found) for author, found in self.rates_CF.items()})
 
     def z(self, rates_CF: Array) -> Array:
         """Rates as z-scores (C, F)."""
         z_CF: Array = (rates_CF - self.mean_F) * self.scale_F
         return z_CF
+
+    def points(self, texts: Sequence[str]) -> Array:
+        """Texts in the rotated space (C, K)."""
+        points_CK: Array = self.z(self.counter.rates(texts)) @ self.rotation_FK
+        return points_CK
+
+
+class Turn(NamedTuple):
+    """An author's center without a fifth of his chunks, on scales made of four fifths of everybody else's."""
+
+    scales: Scales
+    center_K: Array
+
+    def distances(self, texts: Sequence[str]) -> Array:
+        """Distances (C,) of texts to the author."""
+        found_C: Array = np.linalg.norm(self.scales.points(texts) - self.center_K, axis=1)
+        return found_C
+
+
+class Reference(Scales):
+    """Authors to compare with, and the scales to compare on, at one size of chunk. `fit` makes it.
+
+    `authors` in alphabetical order; `texts` are their documents and `pieces` their chunks; `profiles_AF` are the means of
+    their z-scores; `centers_AK` the same in the rotated space.
+    """
+
+    def __init__(self, texts: Mapping[str, Sequence[str]], chunk_chars: int, max_chunks: int | None = None) -> None:
+        self.chunk_chars = chunk_chars
+        self.authors = sorted(texts)
+        self.texts = {author: tuple(sorted(texts[author])) for author in self.authors}
+        cut = {author: chunks("\n".join(self.texts[author]), chunk_chars) for author in self.authors}
+        _check(cut, chunk_chars)
+        self.pieces = {author: _evenly(found, max_chunks or len(found)) for author, found in cut.items()}
+        self.spaced = is_spaced(text for author in self.authors for text in self.texts[author])
+        super().__init__(self.pieces, self.spaced)
+        # Burrows' own z-scores are over texts, not over authors.
+        top_C6 = np.concatenate([found[:, : self.counter.burrows] for found in self.rates_CF.values()])
+        self.burrows_mean_F, self.burrows_scale_F = top_C6.mean(0), _inverse(top_C6.std(0))
+        self.profiles_AF = np.stack([self.z(found).mean(0) for found in self.rates_CF.values()])
+        self.burrows_AF = np.stack([self._burrows_z(found).mean(0) for found in self.rates_CF.values()])
+        self.centers_AK = self.profiles_AF @ self.rotation_FK
+        # The largest thing here, and of no more use.
+        del self.rates_CF
+        self._turns: dict[str, list[Turn]] = {}
+        self._own: dict[str, Array] = {}
+
+    def turns(self, author: str) -> list[Turn]:
+        """How far texts are from an author, without that author's knowledge: see the module's beginning."""
+        if author not in self._turns:
+            self._turns[author] = [self._turn(author, fold) for fold in range(FOLDS)]
+        return self._turns[author]
+
+    def fold(self, author: str, fold: int) -> tuple[list[str], list[str]]:
+        """A fifth of an author's chunks, which stand together, and the other four."""
+        found = self.pieces[author]
+        start, end = (len(found) * number // FOLDS for number in (fold, fold + 1))
+        return found[start:end], found[:start] + found[end:]
+
+    def own(self, author: str) -> Array:
+        """Distances (C,) to an author of his own chunks in the turns without them."""
+        if author not in self._own:
+            self._own[author] = self.left_out(author, author, len(self.pieces[author]))
+        return self._own[author]
+
+    def left_out(self, author: str, name: str, most: int) -> Array:
+        """Distances (C,) to an author of somebody's chunks in the turns without them, at most so many of each fifth."""
+        parts = [_evenly(self.fold(name, fold)[0], most) for fold in range(FOLDS)]
+        turns = self.turns(author)
+        return np.concatenate([turn.distances(part) for turn, part in zip(turns, parts, strict=True) if part])
+
+    def _turn(self, author: str, fold: int) -> Turn:
+        rest = {name: _evenly(self.fold(name, fold)[1], MAX_CHUNKS) for name in self.authors if name != author}
+        scales = Scales(rest, self.spaced)
+        del scales.rates_CF
+        return Turn(scales, scales.points(self.fold(author, fold)[1]).mean(0))
 
     def _burrows_z(self, rates_CF: Array) -> Array:
         top: Array = rates_CF[:, : self.counter.burrows]
@@ -119,7 +172,10 @@ class Reference:
 
 
 class Attribution(NamedTuple):
-    """The nearest author of a text, the distances to all, and the text's percentile within the nearest one's own chunks."""
+    """The nearest author of a text, the distances to all, and the text's percentile within the nearest one's own chunks.
+
+    The percentile is by `author_distances`, which the distances here do not compare with.
+    """
 
     author: str
     distances: dict[str, float]
@@ -129,8 +185,9 @@ class Attribution(NamedTuple):
 class Placement(NamedTuple):
     """Where texts stand with respect to an author: means over their chunks of `chunk_chars` characters.
 
-    `percentile` is the mean over chunks of the share of his own chunks that are nearer to him: 50 is like himself, 100
-    farther off than he ever is. `nearest` is the author whom most chunks are nearest to.
+    `distance` compares with `own_distances` and `others_distances`. `percentile` is the mean over chunks of the share of
+    his own chunks that are nearer to him: 50 is like himself, 100 farther off than he ever is. `burrows` and `cosine` know
+    the author's text. `nearest` is the author whom most chunks are nearest to by `distances`.
     """
 
     distance: float
@@ -158,7 +215,9 @@ def chunks(text: str, chunk_chars: int) -> list[str]:
     cuts, done = [0], 0
     while total - done >= 1.5 * chunk_chars:
         wanted = done + chunk_chars
-        best = int(np.argmin(np.abs(sizes_S - wanted))) if len(sizes_S) else -1
+        after = int(np.searchsorted(sizes_S, wanted))
+        around = [n for n in (after - 1, after) if 0 <= n < len(sizes_S)]
+        best = min(around, key=lambda n: abs(int(sizes_S[n]) - wanted), default=-1)
         near = best >= 0 and abs(int(sizes_S[best]) - wanted) <= TOLERANCE * chunk_chars
         end = int(ends_S[best]) if near else int(np.searchsorted(solid_U, wanted)) + 1
         cuts.append(end)
@@ -180,7 +239,8 @@ def fit(texts: Mapping[str, Sequence[str]], *, chunk_chars: int = 2000) -> Refer
 def distances(reference: Reference, text: str) -> dict[str, float]:
     """To each author, by the measure that attributes best (rotated, see above).
 
-    The text should be about as long as the reference's chunks: shorter ones are farther from everybody.
+    They say who is nearest, and do not compare with `own_distances`. The text should be about as long as the reference's
+    chunks: shorter ones are farther from everybody.
     """
     return _named(reference, reference.rotated(reference.counter.rates([text])))
 
@@ -195,14 +255,43 @@ def cosine(reference: Reference, text: str) -> dict[str, float]:
     return _named(reference, reference.cosine(reference.counter.rates([text])))
 
 
+def author_distances(reference: Reference, author: str, pieces: Sequence[str]) -> Array:
+    """Distance (C,) of chunks to an author, the mean over turns: what `own_distances` and `others_distances` compare with.
+
+    The chunks should be of the reference's size: shorter ones are farther off.
+    """
+    found_C: Array = np.mean([turn.distances(pieces) for turn in reference.turns(author)], axis=0)
+    return found_C
+
+
 def own_distances(reference: Reference, author: str, chunk_chars: int | None = None) -> Array:
     """Distance of each of an author's chunks to the profile of his other chunks, as new text of his would have it.
 
-    Fifths of every author's chunks are left out in turn, and profiles and rotation are made of the rest (cross-fitting): a
-    rotation knows the very chunks it was made from, so that leaving a chunk out of the profile alone would tell too much.
-    Of another `chunk_chars` than the reference's, the reference is fitted anew at that size.
+    Each is measured in the turn that leaves it out. Of another `chunk_chars` than the reference's, see `resized`.
     """
-    return _at(reference, chunk_chars or reference.chunk_chars).own[author]
+    reference = resized(reference, chunk_chars or reference.chunk_chars)
+    return reference.own(author)
+
+
+def others_distances(reference: Reference, author: str) -> dict[str, Array]:
+    """Distance to an author of every other author's chunks, each measured in the turn that leaves it out, as new text of
+    theirs would have it. At most `MAX_RESIZED_CHUNKS` of each, evenly taken."""
+    most = MAX_RESIZED_CHUNKS // FOLDS
+    return {name: reference.left_out(author, name, most) for name in reference.authors if name != author}
+
+
+def resized(reference: Reference, chunk_chars: int) -> Reference:
+    """A reference to compare pieces of about `chunk_chars` characters with, never of larger chunks than the given one.
+
+    Its `chunk_chars` is the next of few sizes (200 and up, in steps of a quarter) that the pieces are at least nine tenths
+    of; under 180 characters everything is compared with chunks of 200. At most `MAX_RESIZED_CHUNKS` chunks of an author are
+    read, evenly taken, and the last two references made are kept.
+    """
+    if chunk_chars >= reference.chunk_chars:
+        return reference
+    steps = math.floor(math.log(max(1.0, chunk_chars / (1 - TOLERANCE) / MIN_CHUNK_CHARS), CHUNK_STEP) + 1e-9)
+    wanted = round(MIN_CHUNK_CHARS * CHUNK_STEP**steps, -1)
+    return reference if wanted >= reference.chunk_chars else _at(reference, int(wanted))
 
 
 def percentile(distance: float, own_distances: Iterable[float]) -> float:
@@ -214,25 +303,26 @@ def percentile(distance: float, own_distances: Iterable[float]) -> float:
 def placed(reference: Reference, author: str, texts: Sequence[str]) -> Placement:
     """Where texts (such as samples) stand with respect to an author, joined and cut into chunks of the reference's size.
 
-    Where there is less text than half a chunk, or than one, it is one shorter chunk, and the author's own chunks are then
-    of that size too (in steps of a hundred characters). Raises `DataError` where there is no text.
+    Where there is less text than nine tenths of a chunk, it is one shorter chunk, and the author's own chunks are then of
+    about that size too (see `resized`). Distances of different `chunk_chars` do not compare: texts that are to be compared
+    are placed in one reference, `resized` to the shortest. Raises `DataError` where there is no text.
     """
     joined = "\n".join(sorted(texts))
     if not (length := size(joined)):
         raise DataError("there is no text to place\nhint: draw longer samples")
     pieces = chunks(joined, reference.chunk_chars)
     if length < (1 - TOLERANCE) * reference.chunk_chars:
-        reference = _at(reference, max(100, round(length, -2)))
+        reference = resized(reference, length)
     rates_CF = reference.counter.rates(pieces)
     number = reference.authors.index(author)
     rotated_CA = reference.rotated(rates_CF)
-    own = own_distances(reference, author)
+    distances_C, own_C = author_distances(reference, author, pieces), own_distances(reference, author)
     nearest_A = np.bincount(rotated_CA.argmin(1), minlength=len(reference.authors))
     return Placement(
-        distance=float(rotated_CA[:, number].mean()),
+        distance=float(distances_C.mean()),
         burrows=float(reference.burrows(rates_CF)[:, number].mean()),
         cosine=float(reference.cosine(rates_CF)[:, number].mean()),
-        percentile=float(np.mean([percentile(float(found), own) for found in rotated_CA[:, number]])),
+        percentile=float(np.mean([percentile(float(found), own_C) for found in distances_C])),
         nearest=reference.authors[int(nearest_A.argmax())],
         chunks=len(pieces),
         chunk_chars=reference.chunk_chars,
@@ -245,10 +335,11 @@ def attribute(reference: Reference, text: str) -> Attribution:
     if not length:
         raise DataError("there is no text to attribute")
     if length < (1 - TOLERANCE) * reference.chunk_chars:
-        reference = _at(reference, max(100, round(length, -2)))
+        reference = resized(reference, length)
     found = distances(reference, text)
     author = min(found, key=lambda name: found[name])
-    return Attribution(author, found, percentile(found[author], own_distances(reference, author)))
+    near = float(author_distances(reference, author, [text])[0])
+    return Attribution(author, found, percentile(near, own_distances(reference, author)))
 
 
 def plane(reference: Reference, groups: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[float, float]]]:
@@ -256,8 +347,9 @@ def plane(reference: Reference, groups: Mapping[str, Sequence[str]]) -> dict[str
 
     The authors themselves are there under their names.
     """
-    cut = {author: chunks("\n".join(texts), reference.chunk_chars) for author, texts in reference.texts.items()}
-    cut |= {name: chunks("\n".join(sorted(texts)), reference.chunk_chars) for name, texts in groups.items()}
+    cut = reference.pieces | {
+        name: chunks("\n".join(sorted(texts)), reference.chunk_chars) for name, texts in groups.items()
+    }
     axes_F2 = np.zeros((len(reference.mean_F), 2))
     axes_F2[:, : reference.basis_FK.shape[1]] = reference.basis_FK[:, :2]
     found = {}
@@ -331,7 +423,7 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _is_spaced(texts: Iterable[str]) -> bool:
+def is_spaced(texts: Iterable[str]) -> bool:
     """Whether less than half of the letters are Chinese or Japanese, by the beginnings of all texts."""
     sample = "".join(text[:2000] for text in texts)
     return 2 * len(_WIDE.findall(sample)) < len(_LETTER.findall(sample))
@@ -352,7 +444,7 @@ def _check(pieces: Mapping[str, Sequence[str]], chunk_chars: int) -> None:
 def _rotation(z: Mapping[str, Array]) -> tuple[Array, Array]:
     """The principal components (F, K) of authors' z-scores, and the same turned and scaled so that what varies within
     authors has a mean square of 1 over all K."""
-    taken = [found[np.linspace(0, len(found) - 1, min(len(found), MAX_CHUNKS)).astype(int)] for found in z.values()]
+    taken = [found[_places(len(found), MAX_CHUNKS)] for found in z.values()]
     rows_CF = np.concatenate([found / np.sqrt(len(found)) for found in taken])
     basis_FK = _principal(rows_CF, min(COMPONENTS, len(rows_CF) - 1))
     count = basis_FK.shape[1]
@@ -390,7 +482,16 @@ def _named(reference: Reference, found_1A: Array) -> dict[str, float]:
     return {author: float(value) for author, value in zip(reference.authors, found_1A[0], strict=True)}
 
 
-@functools.lru_cache(maxsize=8)
+def _places(count: int, most: int) -> NDArray[np.int64]:
+    """At most so many of `count` places, evenly taken."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
+def _evenly(pieces: Sequence[str], most: int) -> list[str]:
+    return [pieces[place] for place in _places(len(pieces), most)]
+
+
+@functools.lru_cache(maxsize=2)
 def _at(reference: Reference, chunk_chars: int) -> Reference:
     """A reference at another size of chunk."""
-    return reference if chunk_chars == reference.chunk_chars else Reference(reference.texts, chunk_chars)
+    return Reference(reference.texts, chunk_chars, MAX_RESIZED_CHUNKS)

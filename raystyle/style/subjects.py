@@ -29,7 +29,7 @@ def find_subjects(paths: Sequence[str]) -> list[Subject]:
     Where the paths mean several runs, a checkpoint's name starts with its run's. Raises `ModelError` where there is none.
     """
     found = [(path, subject) for path in paths for subject in _of_path(path)]
-    times = Counter(subject.name for _, subject in found)
+    times = Counter([BASE, *(subject.name for _, subject in found)])
     named = [
         subject._replace(name=f"{storage.basename(path)}/{subject.name}") if times[subject.name] > 1 else subject
         for path, subject in found
@@ -80,7 +80,7 @@ def _about(place: str) -> dict[str, Any]:
 
 
 def _fingerprint(place: str, about: dict[str, Any]) -> str:
-    """As `adapters.fingerprint`, of an adapter anywhere; one of ours says it itself, and a task verifies it."""
+    """As `adapters.fingerprint`, of an adapter anywhere; one of ours says it itself, and what measures it looks again."""
     if isinstance(about.get("fingerprint"), str):
         return about["fingerprint"]  # type: ignore[no-any-return]
     digest = hashlib.sha256()

@@ -1,18 +1,18 @@
 """Which checkpoint to take: as much style as can be had before copying, and why.
 
-Style is how much of the way from the base to the author a subject has gone, as the mean of three shares: nearness by
-stylometry, rate of the author's markers, and predictability of his held-out text. Against it stand what it copies and how
-far it has drifted. A subject is on the frontier when no other is better in one of these and as good in the others
-(Pareto). The recommended one has the most style of those that neither copy, nor loop, nor have begun to lose the
-held-out text again; among near-equals it is the one that drifted least, as by the one-standard-error rule (Breiman et
-al. 1984) the plainest of the models that are as good as the best.
+Style is likeness to the author, from 0 to 1, as the mean of two: nearness by stylometry (1 at the median of his own text,
+0 at that of other authors' text) and the rate of his markers (1 at his own rate). The base has a likeness too. Against
+style stand what a subject copies and how far it has drifted. It is on the frontier when no other is better in one of these
+and as good in the others (Pareto). The recommended one has the most style of those that neither copy, nor loop, nor write
+broken characters, nor have lost held-out text; among those whose style differs by less than chance may make, it is the one
+that drifted least.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raystyle.style import likelihood
-from raystyle.style.judgement import windows
+from raystyle.style.judgement import LEAK_SHARE, windows
 
 # More of its text copied than the base's samples and the author's held-out text have in common with the training text.
 MAX_EXCESS_COPYING = 0.02
@@ -24,8 +24,9 @@ MAX_EXCESS_LOOPS = 0.25
 MAX_EXCESS_MALFORMED = 0.01
 # Bits per character that the held-out text must surely have lost since an earlier step, to call it overfitted.
 MIN_LOST_BITS = 0.01
-# Styles that differ by less are equal: samples of another seed would differ as much.
-STYLE_MARGIN = 0.03
+# Styles that differ by less are equal. Samples of 3,000 characters drawn again with other seeds differ in style by 0.07
+# (one standard deviation, resampling the samples of real runs), so two of them by 0.1.
+MARGIN, MARGIN_CHARS, MAX_MARGIN = 0.1, 3000, 0.25
 
 
 def verdict(
@@ -45,20 +46,20 @@ def verdict(
             "scores": {},
             "turned_down": {},
         }
-    best_gain = max((_gain(subject) or 0.0 for subject in others), default=0.0)
-    scores = {subject["name"]: _scores(subject, base, reference, best_gain) for subject in others}
+    scores = {subject["name"]: _scores(subject, base, reference) for subject in subjects}
     refused = {
         subject["name"]: reason for subject in others if (reason := _objection(scores[subject["name"]], subject, base))
     }
     sound = [subject for subject in others if subject["name"] not in refused]
     refused |= {subject["name"]: reason for subject in sound if (reason := _overfitted(subject, sound, raws))}
     by_name = {subject["name"]: subject for subject in others}
-    chosen = _choose(scores, refused, by_name)
+    margin = _margin(others)
+    chosen = _choose(scores, refused, by_name, margin)
     return {
         "recommended": chosen,
-        "reason": _reason(chosen, scores, refused, by_name),
+        "reason": _reason(chosen, scores, refused, by_name, base["name"], margin),
         "statement": _statement(by_name[chosen]),
-        "frontier": [name for name in scores if not any(_dominates(scores[n], scores[name]) for n in scores)],
+        "frontier": [name for name in by_name if not any(_dominates(scores[n], scores[name]) for n in by_name)],
         "scores": scores,
         "turned_down": refused,
     }
@@ -69,42 +70,46 @@ def _gain(subject: Mapping[str, Any]) -> float | None:
     return gain["value"] if gain else None
 
 
-def _scores(
-    subject: Mapping[str, Any], base: Mapping[str, Any], reference: Mapping[str, Any], best_gain: float
-) -> dict[str, Any]:
+def _scores(subject: Mapping[str, Any], base: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
     shares = {
-        "nearness": _nearness(subject, base, reference),
-        "marker_share": _share(subject["markers"]["rate"], base["markers"]["rate"], reference["marker_rate"]),
-        "predictability": _share(_gain(subject), 0.0, best_gain) if _gain(subject) is not None else None,
+        "nearness": _nearness(subject, reference),
+        "marker_share": min(1.0, subject["markers"]["rate"] / reference["marker_rate"])
+        if reference["marker_rate"]
+        else None,
     }
     known = [share for share in shares.values() if share is not None]
-    # Held against what may be chance on either side: a passage or two in a few samples are no habit.
-    control = max(base["copying"]["copied_high"], reference["copying"]["copied_high"])
-    copying = subject["copying"]
-    extracted = (copying["extraction_rate"] or 0.0) - (copying["heldout_extraction_rate"] or 0.0)
+    copying, control = subject["copying"], base["copying"]["copied_high"]
+    # Held against what may be chance on either side: a passage or two in a few samples are no habit. Held-out text that
+    # was trained on is no control.
+    if reference["copying"]["copied_share"] < LEAK_SHARE:
+        control = max(control, reference["copying"]["copied_high"])
+    known_before = max(base["copying"]["extraction_rate"] or 0.0, copying["heldout_extraction_rate"] or 0.0)
     return shares | {
         "style": sum(known) / len(known) if known else 0.0,
         "divergence": subject["drift"]["divergence"],
         "copied_share": copying["copied_share"],
         "excess_copying": max(0.0, copying["copied_low"] - control),
-        "excess_extraction": max(0.0, extracted),
+        "excess_extraction": max(0.0, copying["extraction_low"] - known_before),
         "excess_loops": max(0.0, subject["drift"]["loop_rate"] - base["drift"]["loop_rate"]),
     }
 
 
-def _nearness(subject: Mapping[str, Any], base: Mapping[str, Any], reference: Mapping[str, Any]) -> float | None:
+def _nearness(subject: Mapping[str, Any], reference: Mapping[str, Any]) -> float | None:
+    """1 at the median of the author's own distances, 0 at the others'; None where nobody's style is known."""
     own = sorted(reference["own_distances"])
-    if not own or not subject["stylometry"] or not base["stylometry"]:
+    others = sorted(distance for found in reference["other_distances"].values() for distance in found)
+    if not own or not others or others[len(others) // 2] <= own[len(own) // 2]:
         return None
-    # A base that is as near as the author's own text has no way to go.
-    return _share(-subject["stylometry"]["distance"], -base["stylometry"]["distance"], -own[len(own) // 2])
+    if not subject["stylometry"]:
+        return 0.0  # it wrote nothing
+    near, far = own[len(own) // 2], others[len(others) // 2]
+    return float(min(1.0, max(0.0, (far - subject["stylometry"]["distance"]) / (far - near))))
 
 
-def _share(value: float | None, start: float, goal: float) -> float | None:
-    """How much of the way up from start to goal a value has gone, from 0 to 1; None where there is no way to go."""
-    if value is None or goal - start < 1e-9:
-        return None
-    return min(1.0, max(0.0, (value - start) / (goal - start)))
+def _margin(others: Sequence[Mapping[str, Any]]) -> float:
+    """By how much the style of two subjects may differ by chance: less, the more they wrote (as a standard error does)."""
+    characters = min(sum(len(sample["text"]) for sample in subject["samples"]) for subject in others)
+    return float(min(MAX_MARGIN, MARGIN * (MARGIN_CHARS / max(1, characters)) ** 0.5))
 
 
 def _objection(score: Mapping[str, Any], subject: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
@@ -125,7 +130,7 @@ def _objection(score: Mapping[str, Any], subject: Mapping[str, Any], base: Mappi
     if malformed - base["drift"]["malformed_share"] > MAX_EXCESS_MALFORMED:
         return f"{malformed:.1%} of its characters are malformed"
     gain = (subject["gain"] or {}).get("heldout")
-    if gain and gain["high"] < 0:
+    if gain and gain["high"] is not None and gain["high"] < 0:
         return f"the held-out text became less predictable than to the base, by {-gain['value']:.3f} bits per character"
     return None
 
@@ -139,13 +144,16 @@ def _overfitted(
     earlier = [
         other
         for other in sound
-        if other["step"] is not None and other["step"] < subject["step"] and _gain(other) is not None
+        if other["step"] is not None
+        and other["step"] < subject["step"]
+        and _gain(other) is not None
+        and _run(other) == _run(subject)
     ]
     if not earlier or _gain(subject) is None:
         return None
     best = max(earlier, key=lambda other: (_gain(other), other["name"]))
     lost = likelihood.gain(windows(raws[subject["name"]], "heldout"), windows(raws[best["name"]], "heldout"))
-    if lost.low <= MIN_LOST_BITS:
+    if not lost.low > MIN_LOST_BITS:  # also where there is no interval: NaN
         return None
     return (
         f"the held-out text is {lost.value:.3f} bits per character less predictable than to {best['name']} "
@@ -153,18 +161,27 @@ def _overfitted(
     )
 
 
+def _run(subject: Mapping[str, Any]) -> str:
+    """Where a checkpoint lies: its steps compare with those beside it only."""
+    return str(subject.get("path") or "").rpartition("/")[0]
+
+
 def _choose(
-    scores: Mapping[str, Mapping[str, Any]], refused: Mapping[str, str], by_name: Mapping[str, Mapping[str, Any]]
+    scores: Mapping[str, Mapping[str, Any]],
+    refused: Mapping[str, str],
+    by_name: Mapping[str, Mapping[str, Any]],
+    margin: float,
 ) -> str:
-    allowed = [name for name in scores if name not in refused]
+    allowed = [name for name in by_name if name not in refused]
     if not allowed:  # the least harm: copied text first, then what held-out text lost
         harm = {
             name: (round(score["excess_copying"] + score["excess_extraction"], 2), -(_gain(by_name[name]) or 0.0), name)
             for name, score in scores.items()
+            if name in by_name
         }
         return min(harm, key=lambda name: harm[name])
     most = max(scores[name]["style"] for name in allowed)
-    near = [name for name in allowed if scores[name]["style"] >= most - STYLE_MARGIN]
+    near = [name for name in allowed if scores[name]["style"] >= most - margin]
     return min(near, key=lambda name: (scores[name]["divergence"], name))
 
 
@@ -173,28 +190,32 @@ def _reason(
     scores: Mapping[str, Mapping[str, Any]],
     refused: Mapping[str, str],
     by_name: Mapping[str, Mapping[str, Any]],
+    base: str,
+    margin: float,
 ) -> str:
     score = scores[chosen]
-    has = f"{chosen} has gone {score['style']:.0%} of the way from the base to the author"
-    if len(scores) == 1 and chosen not in refused:
-        return f"{has}, and nothing stands against it."
+    has = f"{chosen} is {score['style']:.0%} like the author, the base {scores[base]['style']:.0%}"
     if chosen in refused:
-        return (
-            f"{has}, but no choice is free of objections, and this one does the least harm. Of it: {refused[chosen]}."
-        )
+        harm = "" if len(by_name) == 1 else " and this one does the least harm"
+        return f"{has}. No choice is free of objections,{harm or ' this one neither'}: {refused[chosen]}."
+    if score["style"] <= scores[base]["style"] + margin:
+        has += ", which chance may make"
     drifted = f"at a drift of {score['divergence']:.2f} nats per token"
+    if len(by_name) == 1:
+        return f"{has}, {drifted}; nothing stands against it."
     above = [name for name in refused if scores[name]["style"] > score["style"]]
     if above:
         worst = max(above, key=lambda name: scores[name]["style"])
-        return f"{has} {drifted}. {worst} would go {scores[worst]['style']:.0%}, but {refused[worst]}."
+        return f"{has}, {drifted}. {worst} is {scores[worst]['style']:.0%} like the author, but {refused[worst]}."
     near = [
         name
-        for name in scores
-        if name != chosen and name not in refused and scores[name]["style"] > score["style"] - STYLE_MARGIN
+        for name in by_name
+        if name != chosen and name not in refused and scores[name]["style"] >= score["style"] - margin
     ]
     if near:
-        return f"{has} {drifted}; {' and '.join(near)} {'is' if len(near) == 1 else 'are'} as near to the author, and drifted further."
-    return f"{has}, the most of all that neither copy nor loop, {drifted}."
+        verb = "is" if len(near) == 1 else "are"
+        return f"{has}, {drifted}; {' and '.join(near)} {verb} not surely more or less like the author, and drifted further."
+    return f"{has}, the most of all that nothing stands against, {drifted}."
 
 
 def _statement(subject: Mapping[str, Any]) -> str | None:
@@ -209,14 +230,17 @@ def _statement(subject: Mapping[str, Any]) -> str | None:
     )
     if not other[1] or not difference:
         return f"{text}."
-    side = 1 if difference["low"] > 0 else -1 if difference["high"] < 0 else 0
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return f"{text}; {other[0]} became {_change(other[1])} (from too little text for an interval)."
+    side = 1 if low > 0 else -1 if high < 0 else 0
     if heldout["value"] >= 0:
         sure = {1: "gained more than", 0: "did not clearly gain more than", -1: "gained less than"}[side]
     else:
         sure = {1: "lost less than", 0: "did not clearly lose less than", -1: "lost more than"}[side]
     return (
         f"{text}; {other[0]} became {_change(other[1])}. The target {sure} the rest: "
-        f"{difference['value']:+.3f} bits per character (95% interval {difference['low']:+.3f} to {difference['high']:+.3f})."
+        f"{difference['value']:+.3f} bits per character (95% interval {low:+.3f} to {high:+.3f})."
     )
 
 

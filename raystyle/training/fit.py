@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from raystyle import adapters, errors, storage
@@ -80,12 +80,13 @@ def fit(
     prepared_dir: str,
     manifest: dict[str, Any],
     layer_counts: dict[str, int],
-    validate: validation.Validate | None = None,
+    begin_validation: Callable[[], validation.Validate | None] | None = None,
 ) -> TrainResult:
     """Train until the plan's last step, continuing whatever this directory's run has done already.
 
-    `validate` measures a checkpoint, given its URI, and returns numbers by name; it runs beside training where there is
-    room (`validation.py`), in a Ray process of its own, and may fail, hang or be killed at no cost to training.
+    `begin_validation` is called once the directory is this run's, and may write there. What it returns measures a
+    checkpoint, given its URI, and returns numbers by name; it runs beside training where there is room
+    (`validation.py`), in a Ray process of its own, and may fail, hang or be killed at no cost to training.
     Raises `ConfigError` where Ray has too little for the workers, `TrainingError` where they failed for good.
     """
     import ray.train
@@ -98,6 +99,8 @@ def fit(
     if is_finished(adapter_dir, plan.steps):
         return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=True)
     use_gpu, cpus = resources(config)
+    claim(config, plan)
+    validate = begin_validation() if begin_validation else None
     node = _place_beside(config, use_gpu, cpus) if validate else None
     validating: dict[str, Any] = {}
     if validate and node:
@@ -109,7 +112,6 @@ def fit(
             timeout_s=config.eval_timeout_s,
             tensorboard="tensorboard" in config.report_to,
         )
-    claim(config, plan)
     task = {
         "config": to_dict(config),
         "prepared_dir": prepared_dir,
@@ -182,10 +184,21 @@ def _place_beside(config: TrainConfig, use_gpu: bool, cpus: int) -> str | None:
     return node
 
 
-def record(output_dir: str, step: int, numbers: Mapping[str, Any], tensorboard: bool) -> None:
-    """Add what was measured of a step's checkpoint after training to `metrics.jsonl`, and to TensorBoard if asked for."""
-    metrics.write_evaluation(output_dir, step, numbers, tensorboard=tensorboard)
+def record(output_dir: str, numbers_by_step: Mapping[int, Mapping[str, Any]], tensorboard: bool) -> None:
+    """Add what was measured of checkpoints after training to `metrics.jsonl`, and to TensorBoard if asked for."""
+    for step, numbers in numbers_by_step.items():
+        metrics.write_evaluation(output_dir, step, numbers, tensorboard=tensorboard)
     metrics.join(output_dir)
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """The name of a run's newest checkpoint that has all its files; None: there is none. Their digests are `select`'s."""
+    for _, uri in sorted(checkpoints.all_steps(storage.join(output_dir, "checkpoints")).items(), reverse=True):
+        present = {storage.basename(file.uri) for file in storage.list_files(uri)}
+        marker = storage.join(uri, checkpoints.MARKER)
+        if checkpoints.MARKER in present and storage.read_json(marker)["sha256"].keys() <= present:
+            return storage.basename(uri)
+    return None
 
 
 def is_finished(adapter_dir: str, steps: int) -> bool:

@@ -30,9 +30,8 @@ def followed(output_dir: str, steps: int) -> Iterator[None]:
                 told.append(entry)
                 if line := _milestone(entry):
                     _say(line)
-            for file in sorted(_validation_files(output_dir) - known):
-                known.add(file)
-                _say(outcome(storage.read_json(file.uri)))
+            for record in _new_records(output_dir, known):
+                _say(outcome(record))
             entries = [entry for entry in everything if "loss" in entry]
             if entries and entries[-1]["step"] > seen:
                 speed = f"{entries[-1].get('tokens_per_second', 0):,.0f} tokens/s"
@@ -69,6 +68,18 @@ def _validation_files(output_dir: str) -> set[storage.File]:
         return set(storage.list_files(folder, (".json",))) if storage.exists(folder) else set()
     except StorageError:  # storage that does not answer is no reason to lose the bar; the next look is a second away
         return set()
+
+
+def _new_records(output_dir: str, known: set[storage.File]) -> list[dict[str, Any]]:
+    """What evaluations have written since the last look, which `known` then holds too."""
+    records = []
+    for file in sorted(_validation_files(output_dir) - known):
+        try:
+            records.append(storage.read_json(file.uri))
+        except StorageError:  # as above: told a second later, or not at all, while the record itself is kept
+            break
+        known.add(file)
+    return records
 
 
 def _milestone(entry: dict[str, Any]) -> str | None:

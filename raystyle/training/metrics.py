@@ -21,10 +21,13 @@ FOLDER = "validation"
 def read(output_dir: str) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`; none where there is no such file yet."""
     try:
-        lines = storage.read_bytes(storage.join(output_dir, "metrics.jsonl")).decode().splitlines()
+        return _lines(storage.join(output_dir, "metrics.jsonl"))
     except StorageError:
         return []
-    return [json.loads(line) for line in lines]
+
+
+def _lines(uri: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
 
 
 def write(output_dir: str, entries: Iterable[dict[str, Any]]) -> None:
@@ -32,13 +35,21 @@ def write(output_dir: str, entries: Iterable[dict[str, Any]]) -> None:
     storage.write_bytes(storage.join(output_dir, "metrics.jsonl"), text.encode())
 
 
-def evaluations(output_dir: str) -> list[dict[str, Any]]:
-    """What is known of evaluated checkpoints, by step: `{"step", numbers…}` or `{"step", "failed": reason}`."""
+Records = Mapping[storage.File, dict[str, Any]]
+
+
+def records(output_dir: str, known: Records) -> Records:
+    """What is known of evaluated checkpoints, by file; files that `known` has, unchanged, are not read again."""
     folder = storage.join(output_dir, FOLDER)
     if not storage.exists(folder):
-        return []
+        return {}
     files = storage.list_files(folder, (".json",))
-    return sorted((storage.read_json(file.uri) for file in files), key=lambda record: record["step"])
+    return {file: known[file] if file in known else storage.read_json(file.uri) for file in files}
+
+
+def evaluations(output_dir: str) -> list[dict[str, Any]]:
+    """What is known of evaluated checkpoints, by step: `{"step", numbers…}` or `{"step", "failed": reason}`."""
+    return sorted(records(output_dir, {}).values(), key=lambda record: record["step"])
 
 
 def write_evaluation(output_dir: str, step: int, numbers: Mapping[str, Any], *, tensorboard: bool) -> None:
@@ -92,7 +103,9 @@ def joined(entries: Iterable[dict[str, Any]], evaluated: Iterable[dict[str, Any]
 
 def join(output_dir: str) -> None:
     """Join all evaluations into `metrics.jsonl`; for when training has ended and nobody else writes it."""
-    before = read(output_dir)
+    uri = storage.join(output_dir, "metrics.jsonl")
+    # Lines that are there and cannot be read now must not be replaced by those of the evaluations alone.
+    before = _lines(uri) if storage.exists(uri) else []
     after = joined(before, evaluations(output_dir))
     if after != before:
         write(output_dir, after)

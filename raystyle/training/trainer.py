@@ -9,6 +9,7 @@ import dataclasses
 import math
 import sys
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -66,7 +67,8 @@ class PackedTrainer(transformers.Trainer):
         self.tokens_done = 0
         self.metrics_written_s = self.logged_s = time.monotonic()
         self.hidden_TD: Any = None
-        self.evaluated: list[dict[str, Any]] = []
+        self.evaluated: metrics.Records = {}
+        self.reading = threading.Thread()
         super().__init__(**arguments, callbacks=[SaveAt(run.task.checkpoint_steps), *run.callbacks])
         self.remove_callback(transformers.PrinterCallback)
         base = self.model.get_base_model()
@@ -157,14 +159,24 @@ class PackedTrainer(transformers.Trainer):
         """metrics.jsonl from the Trainer's history, which checkpoints carry: a resumed run has each step once."""
         self.metrics_written_s = time.monotonic()
         if self.is_world_process_zero():
-            metrics.write(self.run.config.output_dir, metrics.joined(self.state.log_history, self.evaluated))
+            metrics.write(self.run.config.output_dir, metrics.joined(self.state.log_history, self.evaluated.values()))
 
     def read_evaluations(self) -> None:
-        """Take in what has been evaluated meanwhile; what cannot be read now is read at the next checkpoint."""
-        try:
-            self.evaluated = metrics.evaluations(self.run.config.output_dir)
-        except StorageError as error:
-            print(error, file=sys.stderr)
+        """Take in what has been evaluated meanwhile, for the lines written next.
+
+        In a thread: storage that does not answer, and is asked again for a while, keeps training waiting for nothing.
+        What cannot be read now is read at the next checkpoint, or by the driver when training has ended.
+        """
+
+        def read() -> None:
+            try:
+                self.evaluated = metrics.records(self.run.config.output_dir, self.evaluated)
+            except StorageError as error:
+                print(error, file=sys.stderr)
+
+        if not self.reading.is_alive():
+            self.reading = threading.Thread(target=read, name="raystyle-evaluations", daemon=True)
+            self.reading.start()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Replaces the Trainer's pickles: a checkpoint of `checkpoints.py`, through Ray Train to the run's storage."""

@@ -7,7 +7,8 @@ starts the evaluation in a process of its own, waits, ends it when its time is u
 
 Training comes first. An evaluation runs on a node that has a core (a GPU, where training uses GPUs) to spare when all
 workers have theirs: also workers that start again after a failure find their place free. Where no node has, nothing is
-evaluated beside training. What has not begun when training stops is left undone; the evaluation afterwards finds it.
+evaluated beside training. What has not begun when training stops is left undone, and what has begun gets `GRACE_S`:
+Ray Train does not end before its watchers do. The evaluation afterwards finds what is left.
 """
 
 import functools
@@ -25,9 +26,11 @@ from raystyle.training import metrics
 Validate = Callable[[str], Mapping[str, Any]]
 Resources = Mapping[str, float]
 
-# While this file is there, no training goes on: evaluations that have not begun give up.
+# While this file is there, no training goes on: evaluations that have not begun give up, and running ones soon do.
 STOPPED = f"{metrics.FOLDER}/.stopped"
 POLL_INTERVAL_S = 1.0
+# What a run's end may wait for a running evaluation: enough for one that is nearly done, little for one that hangs.
+GRACE_S = 60.0
 WATCHER_RETRIES = 10  # after lost nodes: an error of the watcher's own process is one that Ray Train does not survive
 # One thread: its core is the only one that training leaves to it.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -82,6 +85,7 @@ def ray_config(
         node=node,
         use_gpu=use_gpu,
         timeout_s=timeout_s,
+        grace_s=GRACE_S,
         tensorboard=tensorboard,
     )
     return ray.train.ValidationConfig(watcher, ray_remote_kwargs={"num_cpus": 0, "max_retries": WATCHER_RETRIES})
@@ -109,6 +113,14 @@ def mark_going_on(output_dir: str) -> None:
     storage.delete(storage.join(output_dir, STOPPED))
 
 
+def _is_stopped(output_dir: str) -> bool:
+    try:
+        return storage.exists(storage.join(output_dir, STOPPED))
+    except StorageError as error:  # then it is not known to be; an evaluation has its time limit all the same
+        print(error, file=sys.stderr)
+        return False
+
+
 def watch(
     checkpoint: Any,
     *,
@@ -117,6 +129,7 @@ def watch(
     node: str,
     use_gpu: bool,
     timeout_s: float,
+    grace_s: float,
     tensorboard: bool,
 ) -> dict[str, Any]:
     """Have one checkpoint evaluated and write down what came of it; raises nothing. What Ray Train runs as a task."""
@@ -128,7 +141,7 @@ def watch(
         uri = storage.join(output_dir, "checkpoints", name)
         if not storage.exists(uri):
             raise FileNotFoundError("its checkpoint was deleted (`save_total_limit`) before it could begin")
-        numbers = _evaluate(validate, uri, output_dir, node, use_gpu, timeout_s)
+        numbers = _evaluate(validate, uri, output_dir, node, use_gpu, timeout_s, grace_s)
         if numbers is not None:
             metrics.write_evaluation(output_dir, step, numbers, tensorboard=tensorboard)
     except Exception as error:
@@ -141,12 +154,14 @@ def watch(
 
 
 def _evaluate(
-    validate: bytes, uri: str, output_dir: str, node: str, use_gpu: bool, timeout_s: float
+    validate: bytes, uri: str, output_dir: str, node: str, use_gpu: bool, timeout_s: float, grace_s: float
 ) -> Mapping[str, Any] | None:
-    """The numbers of one checkpoint; None where training stopped before its evaluation began. Raises what went wrong."""
+    """The numbers of one checkpoint; None where training stopped first. Raises what went wrong."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    if _is_stopped(output_dir):
+        return None
     process: Any = (
         ray.remote(Evaluation)
         .options(
@@ -164,18 +179,39 @@ def _evaluate(
         is_started = False
         while not is_started:
             is_started = bool(ray.wait([started], timeout=POLL_INTERVAL_S)[0])
-            if storage.exists(storage.join(output_dir, STOPPED)):
+            if _is_stopped(output_dir):
                 return None
         ray.get(started)
         answer = process.numbers.remote(validate, uri)
-        if not ray.wait([answer], timeout=timeout_s)[0]:
-            raise TimeoutError(f"no answer within {timeout_s:g} s (`eval_timeout_s`)")
+        if not _is_answered(answer, output_dir, timeout_s, grace_s):
+            return None
         numbers = ray.get(answer)
     finally:
         ray.kill(process)
     if not isinstance(numbers, Mapping):
         raise TypeError(f"the evaluation returned a {type(numbers).__name__}, not numbers by name")
     return numbers
+
+
+def _is_answered(answer: Any, output_dir: str, timeout_s: float, grace_s: float) -> bool:
+    """Wait for an evaluation; False where training has been stopped for `grace_s` and there is still no answer.
+
+    Raises `TimeoutError` after `timeout_s`. A training that starts again, after a failure, gives back the whole time.
+    """
+    import ray
+
+    began_s, stopped_s = time.monotonic(), None
+    while not ray.wait([answer], timeout=POLL_INTERVAL_S)[0]:
+        now_s = time.monotonic()
+        if now_s - began_s >= timeout_s:
+            raise TimeoutError(f"no answer within {timeout_s:g} s (`eval_timeout_s`)")
+        if not _is_stopped(output_dir):
+            stopped_s = None
+        elif stopped_s is None:
+            stopped_s = now_s
+        elif now_s - stopped_s >= grace_s:
+            return False
+    return True
 
 
 class Evaluation:

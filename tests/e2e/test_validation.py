@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from raystyle import adapters, flags, pipeline, storage
 from raystyle.config import TrainConfig
 from raystyle.errors import RunError
-from raystyle.training import fit
+from raystyle.training import fit, validation
 
 pytestmark = pytest.mark.e2e
 
@@ -34,7 +34,12 @@ def config(model: Path, prepared: Path, output: object, **values: object) -> Tra
 
 def train(config: TrainConfig, validate=None) -> fit.TrainResult:
     checked = pipeline.preflight(config)
-    return fit.fit(config, checked.plan, checked.prepared_dir, checked.manifest, checked.layer_counts, validate)
+
+    def begin():
+        assert storage.exists(storage.join(config.output_dir, "plan.json"))  # it may write there: it is a run's already
+        return validate
+
+    return fit.fit(config, checked.plan, checked.prepared_dir, checked.manifest, checked.layer_counts, begin)
 
 
 def adapter(output: object) -> dict[str, torch.Tensor]:
@@ -67,6 +72,18 @@ def misbehaves():
     return validate
 
 
+def hangs(began: Path):
+    """An evaluation that says that it has begun, and never ends."""
+
+    def validate(uri: str) -> dict[str, float]:
+        import time
+
+        began.touch()
+        time.sleep(600)
+
+    return validate
+
+
 @pytest.fixture(scope="module")
 def alone(ray_local, tiny_model, tiny_prepared, tmp_path_factory):
     """A run without evaluation."""
@@ -90,26 +107,27 @@ def training_worker() -> int:
     return found
 
 
-def kill_once_evaluated(output: Path, step: int, timeout_s: float = 120) -> None:
-    """Hold the training worker after a step until its evaluation is there, for so few steps would outrun it; then kill
-    it, so that training starts again from there.
+def hold(output: Path, step: int, until: Path, then: signal.Signals, timeout_s: float = 120) -> None:
+    """Hold the training worker after a step until a file is there, for so few steps would outrun an evaluation; then
+    kill it, so that training starts again from there, or let it go on.
 
     It breathes until Ray Train has heard of the checkpoint.
     """
     deadline = time.monotonic() + timeout_s
     checkpoints, name = output / "checkpoints", f"step-{step:08d}"
+    known = checkpoints / "checkpoint_manager_snapshot.json"
     while not (checkpoints / name / "checkpoint.json").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     worker = training_worker()
     try:
-        while not (output / "validation" / f"{name}.json").exists() and time.monotonic() < deadline:
-            if name not in (checkpoints / "checkpoint_manager_snapshot.json").read_text():
+        while not until.exists() and time.monotonic() < deadline:
+            if not known.exists() or name not in known.read_text():
                 os.kill(worker, signal.SIGCONT)
-                time.sleep(0.1)
+                time.sleep(0.03)
             os.kill(worker, signal.SIGSTOP)
-            time.sleep(0.5)
+            time.sleep(0.3)
     finally:
-        os.kill(worker, signal.SIGKILL)
+        os.kill(worker, then)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +139,8 @@ def evaluated(alone, tiny_model, tiny_prepared, tmp_path_factory):
         from raystyle.training import follow
 
         patch.setattr(follow, "_say", said.append)
-        thread = threading.Thread(target=kill_once_evaluated, args=(output, 40))
+        record = output / "validation" / "step-00000040.json"
+        thread = threading.Thread(target=hold, args=(output, 40, record, signal.SIGKILL))
         thread.start()
         result = train(config(tiny_model, tiny_prepared, output), misbehaves())
         thread.join()
@@ -133,7 +152,8 @@ def test_training_ends_as_it_would_have_alone(evaluated, alone):
     output, result, _ = evaluated
     assert is_equal(adapter(output), adapter(alone))
     assert [entry["step"] for entry in result.metrics if "loss" in entry] == list(range(1, STEPS + 1))
-    assert [entry["continued_from_step"] for entry in result.metrics if "continued_from_step" in entry] == [40]
+    [continued] = [entry["continued_from_step"] for entry in result.metrics if "continued_from_step" in entry]
+    assert continued in (40, 50)  # it breathes until Ray Train has heard of step 40: it may get as far as the next one
 
 
 def test_every_failure_is_told_by_its_reason(evaluated):
@@ -166,21 +186,36 @@ def test_what_had_not_begun_when_training_ended_is_left_to_others(evaluated):
     output, _, _ = evaluated
     assert not (output / "validation" / f"step-{STEPS:08d}.json").exists()
     assert not (output / "validation" / ".stopped").exists()
-    fit.record(str(output), STEPS, {"style_percentile": 99.0, "seconds": float("nan")}, tensorboard=True)
-    fit.record(str(output), STEPS, {"style_percentile": 99.5}, tensorboard=False)
+    fit.record(str(output), {STEPS: {"style_percentile": 99.0, "seconds": float("nan")}}, tensorboard=True)
+    fit.record(str(output), {STEPS: {"style_percentile": 99.5}}, tensorboard=False)
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1] == {"step": STEPS, "style_percentile": 99.5, "evaluated": True}
     assert lines[-2]["step"] == STEPS and "loss" in lines[-3] | lines[-2]
 
 
-def test_a_run_continues_with_what_was_evaluated(evaluated, alone, tiny_model, tiny_prepared):
-    """The numbers of the first part stay, once; Ray Train's own list of checkpoints is no obstacle."""
+def test_a_run_continues_with_what_was_evaluated_and_does_not_wait_for_an_evaluation_that_hangs(
+    evaluated, alone, tiny_model, tiny_prepared, tmp_path, monkeypatch
+):
+    """The numbers of the first part stay, once; Ray Train's own list of checkpoints is no obstacle.
+
+    The evaluation of step 50 hangs when training ends, and would for minutes: it is ended, and no failure.
+    """
     import shutil
 
     output, _, _ = evaluated
     shutil.rmtree(output / "adapter")
-    shutil.rmtree(output / "checkpoints" / f"step-{STEPS:08d}")
-    result = train(config(tiny_model, tiny_prepared, output, save_total_limit=2), misbehaves())
+    for step in range(50, STEPS + 1, EVERY):
+        shutil.rmtree(output / "checkpoints" / f"step-{step:08d}")
+    hanging, began = output / "validation" / "step-00000050.json", tmp_path / "began"
+    hanging.unlink(missing_ok=True)
+    monkeypatch.setattr(validation, "GRACE_S", 2.0)
+    thread = threading.Thread(target=hold, args=(output, 50, began, signal.SIGCONT))
+    thread.start()
+    settings = config(tiny_model, tiny_prepared, output, save_total_limit=2, eval_timeout_s=300.0)
+    result = train(settings, hangs(began))
+    assert time.time() - began.stat().st_mtime < 60
+    thread.join()
+    assert not hanging.exists()
     assert [entry["step"] for entry in result.metrics if entry.get("evaluated")].count(40) == 1
     assert is_equal(adapter(output), adapter(alone))
     assert sorted(p.name for p in (output / "checkpoints").glob("step-*")) == ["step-00000070", "step-00000080"]

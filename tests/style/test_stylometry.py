@@ -1,5 +1,7 @@
 import random
 from collections import Counter
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -108,7 +110,7 @@ def test_percentiles_rise_from_0_to_100(own, one, other):
 
 def test_new_text_of_an_author_lies_among_his_own_and_another_hand_beyond(reference):
     own = stylometry.own_distances(reference, "平")
-    assert len(own) == len(reference.z_CF["平"]) and np.all(own > 0)
+    assert len(own) == len(reference.pieces["平"]) and np.all(own > 0)
     same = stylometry.placed(reference, "平", [text(PLAIN, n, 400) for n in range(50, 60)])
     other = stylometry.placed(reference, "平", [text(OLD, n, 400) for n in range(50, 60)])
     assert same.nearest == "平" and same.percentile < 95
@@ -118,10 +120,84 @@ def test_new_text_of_an_author_lies_among_his_own_and_another_hand_beyond(refere
 
 def test_little_text_is_compared_with_chunks_of_its_own_size(reference):
     placed = stylometry.placed(reference, "平", [text(PLAIN, 7, 120)])
-    assert placed.chunks == 1 and placed.chunk_chars == 100 and placed.nearest == "平"
-    assert len(stylometry.own_distances(reference, "平", 100)) > len(stylometry.own_distances(reference, "平"))
+    assert placed.chunks == 1 and placed.chunk_chars == 200 and placed.nearest == "平"
+    assert len(stylometry.own_distances(reference, "平", 200)) > len(stylometry.own_distances(reference, "平"))
     with pytest.raises(DataError, match="no text"):
         stylometry.placed(reference, "平", [" \n"])
+
+
+def invented(seed, favoured, chars):
+    """Text of its own rare characters as a topic, between an author's favoured common ones: new at every seed."""
+    draw = random.Random(seed)
+    topic = [chr(draw.randrange(0x4E00, 0x9000)) for _ in range(60)]
+    found = ""
+    while len(found) < chars:
+        found += "".join(draw.choice(favoured if draw.random() < 0.7 else topic) for _ in range(12)) + "。"
+    return found
+
+
+COMMON = {
+    "甲": "的了是我不在人有他这" * 2 + "之也",
+    "乙": "的了是我不在" + "之也乎者矣焉",
+    "丙": "这个那么着过得来去上",
+}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """An author of 6,000 characters in six works, beside two of 60,000."""
+    known = {"甲": [invented(n, COMMON["甲"], 1000) for n in range(6)]}
+    known |= {a: [invented(f"{a}{n}", COMMON[a], 1000) for n in range(60)] for a in "乙丙"}
+    return known, stylometry.fit(known, chunk_chars=500)
+
+
+def test_text_that_a_small_author_was_known_by_is_no_nearer_than_his_new_text(small):
+    known, reference = small
+    repeated = stylometry.placed(reference, "甲", known["甲"])
+    new = stylometry.placed(reference, "甲", [invented(f"new{n}", COMMON["甲"], 1000) for n in range(6)])
+    never = stylometry.placed(reference, "甲", [invented(f"other{n}", COMMON["乙"], 1000) for n in range(6)])
+    assert 15 < repeated.percentile < 65 and 25 < new.percentile < 90
+    assert repeated.distance == pytest.approx(new.distance, rel=0.1)
+    assert never.percentile > 95 and never.nearest == "乙"
+
+
+def test_other_authors_stand_where_their_new_text_would(small):
+    _, reference = small
+    own, others = stylometry.own_distances(reference, "甲"), stylometry.others_distances(reference, "甲")
+    assert set(others) == {"乙", "丙"} and len(others["乙"]) == len(reference.pieces["乙"])
+    new = stylometry.chunks("\n".join(invented(f"later{n}", COMMON["乙"], 1000) for n in range(9)), 500)
+    wanted = stylometry.author_distances(reference, "甲", new).mean()
+    assert others["乙"].mean() == pytest.approx(wanted, rel=0.1) and min(others["丙"]) > max(own)
+
+
+def test_a_reference_is_resized_once_for_all_and_never_to_larger_chunks(reference):
+    assert stylometry.resized(reference, 300) is reference is stylometry.resized(reference, 5000)
+    shorter = stylometry.resized(reference, 240)
+    assert shorter.chunk_chars == 250 and stylometry.resized(reference, 225) is shorter
+    assert stylometry.resized(reference, 108).chunk_chars == 200
+    long, short = ([text(PLAIN, n, chars)] for n, chars in [(1, 900), (2, 240)])
+    assert {stylometry.placed(shorter, "平", texts).chunk_chars for texts in (long, short)} == {250}
+    assert stylometry.placed(reference, "平", long).chunk_chars == 300
+    assert np.array_equal(stylometry.own_distances(reference, "平", 250), stylometry.own_distances(shorter, "平"))
+
+
+@given(st.integers(1, 5000), st.integers(200, 4000))
+def test_sizes_are_few_and_a_text_is_about_as_long_as_the_chunks_it_is_compared_with(chars, chunk_chars):
+    reference = SimpleNamespace(chunk_chars=chunk_chars)
+    with patch.object(stylometry, "_at", lambda _, size: SimpleNamespace(chunk_chars=size)):
+        found = stylometry.resized(reference, chars).chunk_chars
+    assert found == chunk_chars or found in (200, 250, 310, 390, 490, 610, 760, 950, 1190, 1490, 1860, 2330, 2910, 3640)
+    assert 0.88 * found <= chars <= 1.15 * found or found == min(200, chunk_chars) or chars >= chunk_chars == found
+
+
+def test_a_short_text_beside_long_references_costs_a_bounded_number_of_chunks():
+    known = {a: [invented(f"{a}{n}", COMMON[a], 20_000) for n in range(10)] for a in "乙丙"}
+    reference = stylometry.fit(known)
+    placed = stylometry.placed(reference, "乙", [invented("short", COMMON["乙"], 108)])
+    assert placed.chunk_chars == 200
+    shorter = stylometry.resized(reference, 108)
+    assert all(len(found) == stylometry.MAX_RESIZED_CHUNKS for found in shorter.pieces.values())
+    assert len(stylometry.own_distances(reference, "乙", 200)) == stylometry.MAX_RESIZED_CHUNKS
 
 
 def test_the_plane_holds_authors_and_groups(texts, reference):

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 
-from raystyle.style.verdict import STYLE_MARGIN, verdict
+from raystyle.style.verdict import MARGIN, MARGIN_CHARS, verdict
 
 REFERENCE = {
     "own_distances": [0.8, 0.9, 1.0, 1.1, 1.2],
+    "other_distances": {"乙": [1.8, 2.0, 2.2]},
     "marker_rate": 20.0,
     "copying": {"copied_share": 0.005, "copied_high": 0.01},
 }
@@ -23,7 +24,21 @@ def estimate(value: float) -> dict:
     return {"value": value, "low": value - 0.05, "high": value + 0.05}
 
 
-def subject(name, step, *, bits, distance, rate, drift, copied=0.0, longest=8, loops=0.0, extracted=0.0, malformed=0.0):
+def subject(
+    name,
+    step,
+    *,
+    bits,
+    distance,
+    rate,
+    drift,
+    copied=0.0,
+    longest=8,
+    loops=0.0,
+    extracted=0.0,
+    malformed=0.0,
+    chars=75_000,
+):
     gain = {"heldout": estimate(6.0 - bits), "contrast": estimate(0.1), "neutral": estimate(-0.1)}
     return {
         "name": name,
@@ -38,9 +53,12 @@ def subject(name, step, *, bits, distance, rate, drift, copied=0.0, longest=8, l
             "copied_high": 1.2 * copied,
             "longest": longest,
             "extraction_rate": extracted,
+            "extraction_low": 0.7 * extracted,
             "heldout_extraction_rate": 0.0,
         },
         "drift": {"divergence": drift, "loop_rate": loops, "malformed_share": malformed},
+        "samples": [{"text": "字" * chars}],
+        "path": None if name == "base" else f"/run/checkpoints/{name}",
     }
 
 
@@ -95,22 +113,74 @@ def test_a_passage_that_may_be_chance_is_no_objection():
     assert not verdict(subjects, {s["name"]: raw(5.0) for s in subjects}, REFERENCE)["turned_down"]
 
 
-def test_a_base_that_is_like_the_author_already_leaves_no_way_to_go():
-    """Moving off must not count as coming near."""
+def test_leaving_the_author_is_less_style_even_where_the_base_was_like_him():
     subjects = [
-        subject("base", 0, bits=6.0, distance=0.9, rate=25.0, drift=0.0),
-        subject("step-1", 1, bits=5.5, distance=3.0, rate=60.0, drift=0.6),
+        subject("base", 0, bits=6.0, distance=0.95, rate=19.0, drift=0.0),
+        subject("step-1", 1, bits=5.5, distance=1.9, rate=2.0, drift=3.0),
     ]
-    score = verdict(subjects, {s["name"]: raw(5.0) for s in subjects}, REFERENCE)["scores"]["step-1"]
-    assert score["nearness"] is None and score["marker_share"] is None
+    found = verdict(subjects, {s["name"]: raw(5.0) for s in subjects}, REFERENCE)
+    assert found["scores"]["step-1"]["style"] < 0.2 < 0.9 < found["scores"]["base"]["style"]
 
 
-def test_among_equals_the_one_that_drifted_least_is_taken():
-    # The last is nearer by less than the margin, at twice the drift.
-    found = run(bits=5.0, distance=1.2, rate=14.2, drift=1.2)
-    styles = found["scores"]
-    assert 0 <= styles["step-3"]["style"] - styles["step-2"]["style"] < STYLE_MARGIN
-    assert found["recommended"] == "step-2"
+def test_among_those_that_chance_may_have_put_in_order_the_least_drifted_is_taken():
+    for chars, best in ((MARGIN_CHARS, "step-1"), (100 * MARGIN_CHARS, "step-2")):
+        subjects = [
+            subject("base", 0, bits=6.0, distance=2.0, rate=1.0, drift=0.0, chars=chars),
+            subject("step-1", 1, bits=5.0, distance=1.2, rate=14.0, drift=0.6, chars=chars),
+            subject("step-2", 2, bits=5.0, distance=1.2, rate=16.0, drift=1.2, chars=chars),
+        ]
+        found = verdict(subjects, {s["name"]: raw(5.0) for s in subjects}, REFERENCE)
+        assert 0 < found["scores"]["step-2"]["style"] - found["scores"]["step-1"]["style"] < MARGIN
+        assert found["recommended"] == best
+
+
+def test_one_window_of_held_out_text_proves_no_loss():
+    subjects = [
+        subject("base", 0, bits=6.0, distance=2.0, rate=1.0, drift=0.0),
+        subject("step-1", 1, bits=5.0, distance=1.6, rate=8.0, drift=0.6),
+        subject("step-2", 2, bits=4.0, distance=1.2, rate=16.0, drift=1.2),
+    ]
+    one = {s["name"]: {"likelihood": {"heldout": [[70.0 + 9 * n, 100, 100, 0]]}} for n, s in enumerate(subjects)}
+    found = verdict(subjects, one, REFERENCE)
+    assert found["recommended"] == "step-2" and not found["turned_down"]
+
+
+def test_steps_of_another_run_are_no_earlier_ones():
+    subjects = [
+        subject("base", 0, bits=6.0, distance=2.0, rate=1.0, drift=0.0),
+        subject("a/step-1", 1, bits=4.0, distance=1.9, rate=4.0, drift=0.6),
+        subject("b/step-2", 2, bits=5.0, distance=1.2, rate=16.0, drift=1.2),
+    ]
+    raws = {"base": raw(6.0), "a/step-1": raw(4.0), "b/step-2": raw(5.0)}
+    assert verdict(subjects, raws, REFERENCE)["recommended"] == "b/step-2"
+
+
+def test_held_out_text_that_was_trained_on_is_no_control():
+    subjects = [
+        subject("base", 0, bits=6.0, distance=2.0, rate=1.0, drift=0.0),
+        subject("step-1", 1, bits=5.0, distance=1.6, rate=8.0, drift=0.6, copied=0.5),
+    ]
+    leaked = REFERENCE | {"copying": {"copied_share": 0.9, "copied_high": 1.0}}
+    assert "copies" in verdict(subjects, {s["name"]: raw(5.0) for s in subjects}, leaked)["turned_down"]["step-1"]
+
+
+def test_what_the_base_knew_before_was_not_learned_by_heart_here():
+    subjects = [
+        subject("base", 0, bits=6.0, distance=2.0, rate=1.0, drift=0.0, extracted=0.3),
+        subject("step-1", 1, bits=5.0, distance=1.6, rate=8.0, drift=0.6, extracted=0.3),
+    ]
+    assert not verdict(subjects, {s["name"]: raw(5.0) for s in subjects}, REFERENCE)["turned_down"]
+
+
+def test_writing_nothing_is_no_style():
+    subjects = [
+        subject("base", 0, bits=6.0, distance=2.0, rate=1.0, drift=0.0),
+        subject("silent", 1, bits=5.0, distance=1.6, rate=0.0, drift=0.1),
+        subject("step-2", 2, bits=5.0, distance=1.8, rate=6.0, drift=0.6),
+    ]
+    subjects[1]["stylometry"] = None
+    found = verdict(subjects, {s["name"]: raw(5.0) for s in subjects}, REFERENCE)
+    assert found["scores"]["silent"]["style"] == 0 and found["recommended"] == "step-2"
 
 
 def test_where_all_are_refused_the_least_copying_is_taken_and_the_reason_says_so():
@@ -121,7 +191,7 @@ def test_where_all_are_refused_the_least_copying_is_taken_and_the_reason_says_so
     ]
     found = verdict(subjects, {s["name"]: raw(5.0) for s in subjects}, REFERENCE)
     assert found["recommended"] == "step-1"
-    assert "no choice is free of objections" in found["reason"]
+    assert "No choice is free of objections" in found["reason"]
 
 
 def test_the_frontier_holds_what_nothing_else_beats():
@@ -173,6 +243,7 @@ def test_what_was_not_measured_is_left_out_of_the_score():
     for s in subjects:
         s["stylometry"] = None
         s["gain"] = None
-    found = verdict(subjects, {s["name"]: {"likelihood": {}} for s in subjects}, REFERENCE)
-    assert found["scores"]["a"]["nearness"] is None and found["scores"]["a"]["predictability"] is None
+    nobody = REFERENCE | {"own_distances": [], "other_distances": {}}
+    found = verdict(subjects, {s["name"]: {"likelihood": {}} for s in subjects}, nobody)
+    assert found["scores"]["a"]["nearness"] is None
     assert found["scores"]["a"]["style"] == pytest.approx(found["scores"]["a"]["marker_share"])

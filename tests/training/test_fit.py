@@ -92,6 +92,25 @@ def test_a_checkpoint_that_is_gone_or_damaged_changes_nothing(run):
     assert about(run) == before
 
 
+def test_the_last_checkpoint_is_the_newest_one_that_has_all_its_files(run):
+    assert fit.last_checkpoint(str(run)) == "step-00000040"
+    (run / "checkpoints" / "step-00000040" / adapters.WEIGHTS).unlink()
+    assert fit.last_checkpoint(str(run)) == "step-00000020"
+    (run / "checkpoints" / "step-00000020" / checkpoints.MARKER).unlink()
+    assert fit.last_checkpoint(str(run)) is None
+    assert fit.last_checkpoint(str(run / "elsewhere")) is None
+
+
+def test_what_was_measured_afterwards_is_written_with_few_reads(run, monkeypatch):
+    """Of storage that takes its time for each, and with hundreds of checkpoints."""
+    reads = []
+    original = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: reads.append(uri) or original(uri))
+    fit.record(str(run), {step: {"rate": step / 2} for step in range(50)}, tensorboard=False)
+    assert len(reads) == 50
+    assert [(entry["step"], entry["rate"]) for entry in fit.read_metrics(str(run))] == [(s, s / 2) for s in range(50)]
+
+
 def test_a_run_without_its_marker_is_not_finished(run):
     (run / "adapter" / adapters.ABOUT).unlink()
     assert not fit.is_finished(str(run / "adapter"), STEPS)

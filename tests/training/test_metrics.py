@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raystyle import storage
+from raystyle.errors import StorageError
 from raystyle.training import metrics
 
 OWN = [{"step": 0, "heldout_loss": 3.0}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}, {"step": 3, "loss": 1.0}]
@@ -38,6 +40,37 @@ def test_what_is_no_finite_number_is_left_out_and_a_second_try_replaces_a_failur
     assert metrics.evaluations(run) == [{"step": 2, "rate": 1.5, "copied": 0}]
     metrics.join(run)
     assert [entry.get("rate") for entry in metrics.read(run)] == [None, None, None, 1.5, None]
+
+
+def test_lines_that_cannot_be_read_now_are_not_lost(tmp_path, monkeypatch):
+    run = str(tmp_path)
+    metrics.write(run, OWN)
+    metrics.write_evaluation(run, 2, {"rate": 1.5}, tensorboard=False)
+    original = storage.read_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_bytes", lambda uri: fail() if uri.endswith("metrics.jsonl") else original(uri))
+        with pytest.raises(StorageError):
+            metrics.join(run)
+    assert metrics.read(run) == OWN
+
+
+def fail():
+    raise StorageError("storage does not answer")
+
+
+def test_records_read_before_are_not_read_again(tmp_path, monkeypatch):
+    run = str(tmp_path)
+    metrics.write_failure(run, 1, "killed")
+    metrics.write_evaluation(run, 2, {"rate": 1.5}, tensorboard=False)
+    known = metrics.records(run, {})
+    metrics.write_evaluation(run, 1, {"rate": 10.25}, tensorboard=False)
+    metrics.write_evaluation(run, 3, {"rate": 2.5}, tensorboard=False)
+    reads = []
+    original = storage.read_json
+    monkeypatch.setattr(storage, "read_json", lambda uri: reads.append(storage.basename(uri)) or original(uri))
+    found = metrics.records(run, known)
+    assert reads == ["step-00000001.json", "step-00000003.json"]
+    assert sorted(record["rate"] for record in found.values()) == [1.5, 2.5, 10.25]
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -1,5 +1,7 @@
 """The loss from the last hidden state is the model's own loss, also for models that change their logits after the head."""
 
+import threading
+
 import pytest
 import torch
 
@@ -52,3 +54,31 @@ def test_the_loss_is_the_model_s_own(model, tmp_path):
     [ours] = torch.autograd.grad(found, [next(p for n, p in trainer.model.named_parameters() if "lora_B" in n)])
     [theirs] = torch.autograd.grad(expected, [next(p for n, p in trainer.model.named_parameters() if "lora_B" in n)])
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_storage_that_does_not_answer_keeps_training_waiting_for_nothing(model, tmp_path, monkeypatch, capfd):
+    from raystyle import storage
+    from raystyle.errors import StorageError
+    from raystyle.training import metrics
+
+    trainer, answers, asked = trainer_for(model, tmp_path), threading.Event(), []
+    original = storage.read_json
+
+    def read_json(uri):
+        asked.append(uri)
+        assert answers.wait(10)
+        if len(asked) == 1:
+            raise StorageError("storage does not answer")
+        return original(uri)
+
+    monkeypatch.setattr(storage, "read_json", read_json)
+    metrics.write_failure(str(tmp_path), 1, "killed")
+    for _ in range(3):  # one look at a time
+        trainer.read_evaluations()
+    trainer.write_metrics()
+    answers.set()
+    trainer.reading.join()
+    assert len(asked) == 1 and not trainer.evaluated and "does not answer" in capfd.readouterr().err
+    trainer.read_evaluations()
+    trainer.reading.join()
+    assert [record["step"] for record in trainer.evaluated.values()] == [1]

@@ -168,5 +168,5 @@ def frontier(name: str, places: Sequence[Place], x_label: str, *, course: bool, 
     colours = ["gain" if p.best else "soft" if p.pale else "ink" for p in named]
     labels = [(p.x, p.y, p.label, c) for p, c in zip(named, colours, strict=True)]
     free_labels(axes, labels, points, list(itertools.pairwise(points)) if course else ())
-    axis_labels(axes, x_label, "style (0 the base, 1 the author)")
+    axis_labels(axes, x_label, "style (1 the author)")
     return figure

@@ -116,7 +116,7 @@ def _scoreboard(evaluation: Record) -> Markup:
     if len(few) < len(everyone):
         table = Markup(table + html.details(f"All {len(everyone)}", _scores(evaluation, everyone)))
     key = (
-        "Style: share of the way from the base to the author, over nearness, markers and predictability. More than others: bits per "
+        "Style: likeness to the author, by nearness (100% at the median of his own text, 0% at other authors') and by markers. More than others: bits per "
         "character that the author gained beyond the contrast. Percentile: author's own chunks that are nearer to the author. On the "
         "frontier: no other is as good or better in everything."
     )

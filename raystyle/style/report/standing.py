@@ -114,8 +114,11 @@ def frontier(evaluation: Record) -> Markup:
     ]  # fmt: skip
     shown = []
     for key, title, label, percent, explanation in asked:
-        places = [Place("base", 0.0, 0.0, pale=True)]  # the base has none of either, by definition
+        # The base has neither drift nor more copies than itself, by definition.
+        places = [Place("base", 0.0, number(scores, "base", "style") or 0.0, pale=True)]
         for subject in view.subjects(evaluation):
+            if view.is_base(subject):
+                continue
             x, y = number(scores, subject["name"], key), number(scores, subject["name"], "style")
             if x is not None and y is not None:
                 name = view.title(subject) if subject["name"] in labelled else ""
