@@ -4,8 +4,10 @@
 
 No hub and no GPU: the base is trained from scratch on the first files (a small Llama, about a quarter of an hour on two
 cores), then `raystyle train` teaches it the author of the last ones, chapter by chapter, a tenth of them held out. Prints
-and writes `real_text.json`: held-out loss of base and adapter, and continuations of the same prompts by each. A second
-run continues where the first stopped.
+and writes `real_text.json`: held-out loss of base and adapter, and continuations of the same prompts by each. Each checkpoint
+is evaluated beside the base's authors (`run/report.html`). With `--by_heart_path`, a few short texts, a second adapter is
+trained on them until it knows them by heart: its report shows copying grow and the verdict turn. A second run continues
+where the first stopped.
 """
 
 import dataclasses
@@ -39,6 +41,19 @@ TRAIN = {
     "gradient_checkpointing": False,
     "use_gpu": False,
 }
+BY_HEART = TRAIN | {
+    "document_unit": "work",
+    "heldout_fraction": 0.3,
+    "dedup": "none",
+    "max_seq_length": 256,
+    "segment_length": 256,
+    "lora_r": 128,
+    "lora_alpha": 256,
+    "lora_dropout": 0.0,
+    "learning_rate": 8e-4,
+    "max_steps": 1350,
+    "save_steps": 75,
+}
 PROMPTS = ["今日天气阴沉，", "我在年青时候", "他站起来，说道："]
 
 
@@ -48,19 +63,25 @@ class RealTextConfig(RayConfig):
 
     base_path: tuple[str, ...] = required("novels for the base", path=True)
     author_path: tuple[str, ...] = required("the author's works", path=True)
+    by_heart_path: tuple[str, ...] = option((), "a few of the author's texts, to be learned by heart", path=True)
     output_dir: str = option("runs/real", "where everything goes", path=True)
 
 
 def main() -> None:
     config = parse(RealTextConfig, sys.argv[1:])
-    places = {name: storage.join(config.output_dir, name) for name in ("base_text", "base", "run")}
+    names = ("base_text", "base", "run", "by_heart")
+    places = {name: storage.join(config.output_dir, name) for name in names}
     with ray_session(config):
         say("cleaning the base's novels")
         cleaned = {"dataset_path": config.base_path, "output_dir": places["base_text"], "document_unit": "chapter"}
         say(pipeline.prepare(from_dict(PrepareConfig, cleaned)).describe())
         report = make_base(places)
-        run = {"model_name_or_path": places["base"], "dataset_path": config.author_path, "output_dir": places["run"]}
+        shared = {"model_name_or_path": places["base"], "contrast_path": config.base_path}
+        run = shared | {"dataset_path": config.author_path, "output_dir": places["run"]}
         result = pipeline.train(from_dict(TrainConfig, TRAIN | run), say)
+        if config.by_heart_path:
+            run = shared | {"dataset_path": config.by_heart_path, "output_dir": places["by_heart"]}
+            pipeline.train(from_dict(TrainConfig, BY_HEART | run), say)
     where = {"model_name_or_path": places["base"], "lora_path": places["run"]}
     drawn = {"prompt": PROMPTS, "max_new_tokens": 80, "temperature": 0.8}
     samples = [dataclasses.asdict(s) for s in pipeline.sample(from_dict(SampleConfig, where | drawn))]

@@ -82,7 +82,7 @@ def verify(directory: str, layers: dict[str, int] | None = None) -> dict[str, An
     if not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name):
         raise ModelError(f"the adapter `{directory}` is all zero: it would change nothing")
     about_path = os.path.join(directory, ABOUT)
-    return storage.read_json(about_path) if os.path.exists(about_path) else {}  # type: ignore[no-any-return]
+    return storage.read_json(about_path) if os.path.exists(about_path) else {}
 
 
 def find(path: str) -> str:

@@ -76,7 +76,7 @@ def of_checkpoint(place: str) -> Subject:
 
 def _about(place: str) -> dict[str, Any]:
     about = storage.join(place, adapters.ABOUT)
-    return storage.read_json(about) if storage.exists(about) else {}  # type: ignore[no-any-return]
+    return storage.read_json(about) if storage.exists(about) else {}
 
 
 def _fingerprint(place: str, about: dict[str, Any]) -> str:

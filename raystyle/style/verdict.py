@@ -173,16 +173,18 @@ def _choose(
     margin: float,
 ) -> str:
     allowed = [name for name in by_name if name not in refused]
-    if not allowed:  # the least harm: copied text first, then what held-out text lost
-        harm = {
-            name: (round(score["excess_copying"] + score["excess_extraction"], 2), -(_gain(by_name[name]) or 0.0), name)
-            for name, score in scores.items()
-            if name in by_name
-        }
+    if not allowed:  # the least harm: what is copied or loops first, then what held-out text lost
+        harm = {name: (_harm(scores[name]), -(_gain(by_name[name]) or 0.0), name) for name in by_name}
         return min(harm, key=lambda name: harm[name])
     most = max(scores[name]["style"] for name in allowed)
     near = [name for name in allowed if scores[name]["style"] >= most - margin]
     return min(near, key=lambda name: (scores[name]["divergence"], name))
+
+
+def _harm(score: Mapping[str, Any]) -> float:
+    """What weighs more than any loss of likelihood, in hundredths."""
+    loops = score["excess_loops"] if score["excess_loops"] > MAX_EXCESS_LOOPS else 0.0
+    return round(float(score["excess_copying"] + score["excess_extraction"] + loops), 2)
 
 
 def _reason(
