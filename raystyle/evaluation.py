@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from raystyle import adapters, models, storage
 from raystyle.config import AttributeConfig, EvaluateConfig, TrainConfig
-from raystyle.errors import ConfigError, DataError, RaystyleError
+from raystyle.errors import ConfigError, DataError, RaystyleError, RunError
 
 Say = Callable[[str], None]
 
@@ -55,6 +55,7 @@ def evaluate(config: EvaluateConfig, say: Say) -> dict[str, Any]:
     from raystyle.style.subjects import find_subjects, is_run
 
     models.check_name(config.model_name_or_path)
+    subjects = find_subjects(config.lora_path)
     runs = [path for path in config.lora_path if is_run(path)]
     run = runs[0] if len(runs) == len(config.lora_path) == 1 else None
     output_dir = config.output_dir or run
@@ -63,7 +64,8 @@ def evaluate(config: EvaluateConfig, say: Say) -> dict[str, Any]:
             "`output_dir` must be given: these are several runs, or adapters that lie in none\n"
             "hint: a directory for evaluation.json and report.html"
         )
-    subjects = find_subjects(config.lora_path)
+    if output_dir != run:
+        _check_own(output_dir)
     material = _material(
         config.author,
         train=_texts(config.train_path or [_run_data(path) for path in runs], say),
@@ -89,6 +91,18 @@ def evaluate(config: EvaluateConfig, say: Say) -> dict[str, Any]:
         timeout_s=config.eval_timeout_s,
         about=functools.partial(_about_run, run) if run else None,
     )
+
+
+def _check_own(output_dir: str) -> None:
+    """Refuse a directory with files that no evaluation wrote: its report would be overwritten. Raises `RunError`."""
+    if not storage.exists(output_dir):
+        return
+    present = {file.uri[len(output_dir) :].strip("/").split("/")[0] for file in storage.list_files(output_dir)}
+    if present and ("evaluations" not in present or "plan.json" in present):
+        raise RunError(
+            f"`output_dir` {output_dir} is not empty and not an evaluation: it holds {', '.join(sorted(present)[:5])}\n"
+            "hint: choose another --output_dir"
+        )
 
 
 def of_run(config: TrainConfig, prepared_dir: str, say: Say) -> Callable[[], Any] | None:

@@ -107,7 +107,7 @@ svg text.strong { fill:var(--ink); font-size:13px; font-weight:600 }
 .flow + .scroll { margin-top:1rem } .names td { overflow-wrap:break-word } .names td:first-child { white-space:nowrap }
 .names td:last-child:not(.n):not(:first-child) { min-width:15rem } .names + .note { margin-top:.8rem }
 tr.best td { background:color-mix(in srgb, var(--gain) 12%, transparent) } tr.pale td { color:var(--soft) }
-.versions { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr)); gap:.6rem; margin:.5rem 0 1.6rem }
+.versions { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr)); gap:.6rem; margin:.5rem 0 1.6rem }
 .version { background:var(--card); border:1px solid var(--line); border-radius:8px; padding:.6rem .9rem; min-width:0; break-inside:avoid }
 .version.best { border-color:var(--gain) } .version > small { display:block } .version > small b { color:var(--ink) }
 .prose { font:16px/1.75 Georgia,"Noto Serif CJK SC","Source Han Serif SC","Songti SC",SimSun,serif; white-space:pre-wrap; overflow-wrap:anywhere;
@@ -146,7 +146,7 @@ _NO_LEGEND = Markup('<div class="legend"></div>')  # its place is kept, so that 
 def figure(title: str, drawing: Markup, explanation: str, legend: Markup | None = None) -> Markup:
     """A plot in a box: what it found or asks, the drawing, its legend, and a line on how to read it."""
     return Markup(
-        f'<figure class="plot"><figcaption>{visible(title)}</figcaption>{drawing}{legend or _NO_LEGEND}<p>{visible(explanation)}</p></figure>'
+        f'<figure class="plot"><figcaption>{visible(title[:1].upper() + title[1:])}</figcaption>{drawing}{legend or _NO_LEGEND}<p>{visible(explanation)}</p></figure>'
     )
 
 

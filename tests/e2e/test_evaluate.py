@@ -168,8 +168,13 @@ def test_the_command_takes_a_run_with_its_own_text(ray_local, tiny_model, tiny_p
         storage.upload(str(place), str(run / "checkpoints" / place.name))
     (run / "plan.json").write_text("{}")
     (run / "config.json").write_text(json.dumps({"dataset_path": [str(tiny_prepared)]}))
-    with pytest.raises((ConfigError, ModelError, RunError)):
+    with pytest.raises(ModelError, match="does not exist"):
         evaluate(tiny_model, [run / "nothing"])
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "report.html").write_text("mine")
+    with pytest.raises(RunError, match="not an evaluation"):
+        evaluate(tiny_model, [checkpoints[0]], output_dir=str(tmp_path / "photos"))
+    assert (tmp_path / "photos" / "report.html").read_text() == "mine"
     with pytest.raises(ConfigError, match="output_dir"):
         evaluate(tiny_model, [checkpoints[0], checkpoints[1]])
 
