@@ -29,7 +29,8 @@ def attribute(config: AttributeConfig, say: Say) -> Iterator[str]:
 
     rules = load_rules(config.rules)
     for paths in [*config.references.values(), list(config.text_path)]:
-        list_sources([path for path in paths if not _is_prepared(path)])
+        if raw := [path for path in paths if not _is_prepared(path)]:
+            list_sources(raw)
 
     def read(paths: Iterable[str], whose: str) -> list[Any]:
         documents = _texts(paths, say, document_unit="work", rules=rules, to_simplified=config.to_simplified)
