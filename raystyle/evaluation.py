@@ -69,7 +69,7 @@ def evaluate(config: EvaluateConfig, say: Say) -> dict[str, Any]:
         _check_own(output_dir)
     material = _material(
         config.author,
-        train=_texts(config.train_path or [_run_data(path) for path in runs], say),
+        train=_trained(config.train_path, [_run_data(path) for path in runs], say),
         heldout=_heldout(config.heldout_path, [_run_data(path) for path in runs], say),
         contrast=config.contrasts,
         neutral=_texts(config.neutral_path, say),
@@ -115,10 +115,14 @@ def of_run(config: TrainConfig, prepared_dir: str, say: Say) -> Callable[[], Any
 
     if config.eval_style == "off":
         return None
+    train, heldout = _trained((), [prepared_dir], say), _heldout((), [prepared_dir], say)
+    if not train and not heldout:
+        say(f"{prepared_dir} holds no text, so checkpoints are not evaluated")
+        return None
     material = _material(
         "the author",
-        train=_texts([prepared_dir], say),
-        heldout=_heldout((), [prepared_dir], say),
+        train=train,
+        heldout=heldout,
         contrast=config.contrasts,
         neutral=[],
         say=say,
@@ -239,6 +243,14 @@ def _run_data(run: str) -> str:
     return (
         dataset_path[0] if len(dataset_path) == 1 and _is_prepared(dataset_path[0]) else storage.join(run, "prepared")
     )
+
+
+def _trained(named: Iterable[str], prepared_dirs: Iterable[str], say: Say) -> list[Any]:
+    """The documents that were trained on: those named, else those of the runs' data, where they were kept."""
+    paths = list(named) or [place for place in prepared_dirs if storage.exists(storage.join(place, "documents"))]
+    if not paths:
+        say("no training text: copies are not looked for")
+    return _texts(paths, say)
 
 
 def _heldout(named: Iterable[str], prepared_dirs: Iterable[str], say: Say) -> list[Any]:

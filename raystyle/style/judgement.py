@@ -159,6 +159,8 @@ class Yardstick:
                 f"{share:.0%} of the held-out text stands in the training text too: what is measured on it says little; "
                 "hold out other documents"
             )
+        if not self.train:
+            found.append("no training text: copies were not looked for")
         if not self.heldout:
             found.append("no held-out text: how predictable the author became was not measured")
         if self.material.left_out:

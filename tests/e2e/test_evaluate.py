@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from raystyle import adapters, evaluation, flags, storage
+from raystyle import adapters, evaluation, flags, pipeline, storage
 from raystyle.config import EvaluateConfig, TrainConfig
 from raystyle.errors import ConfigError, ModelError, RunError, TrainingError
 from raystyle.style import evaluate as style
@@ -177,6 +177,29 @@ def test_the_command_takes_a_run_with_its_own_text(ray_local, tiny_model, tiny_p
     assert (tmp_path / "photos" / "report.html").read_text() == "mine"
     with pytest.raises(ConfigError, match="output_dir"):
         evaluate(tiny_model, [checkpoints[0], checkpoints[1]])
+
+
+def test_a_run_whose_data_kept_only_rows_trains_and_is_evaluated_on_what_there_is(
+    ray_local, tiny_model, tiny_prepared, tmp_path
+):
+    words = ["--model_name_or_path", tiny_model, "--dataset_path", tiny_prepared, "--output_dir", tmp_path / "run"]
+    words += ["--lora_r", 4, "--lora_alpha", 8, "--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 1]
+    words += ["--max_steps", 4, "--save_steps", 2, "--gradient_checkpointing", "false", "--learning_rate", 3e-3]
+    said = []
+    result = pipeline.train(flags.parse(TrainConfig, list(map(str, words))), said.append)
+    assert any("no training text" in line for line in said)
+    assert [e["step"] for e in result.metrics if e.get("evaluated")] == [2, 4]
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [s["name"] for s in evaluation["subjects"]] == ["base", "step-00000002", "step-00000004"]
+    assert any("too few to know a style by" in warning for warning in evaluation["warnings"])
+    about = json.loads((tmp_path / "run" / "adapter" / adapters.ABOUT).read_text())
+    assert about["selected"]["of_steps"] == 4
+    # The same command trains nothing, measures nothing, and may put the last one back.
+    again = pipeline.train(flags.parse(TrainConfig, [*map(str, words), "--select_checkpoint", "last"]), said.append)
+    assert again.unchanged
+    about = json.loads((tmp_path / "run" / "adapter" / adapters.ABOUT).read_text())
+    assert about["step"] == 4
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == evaluation
 
 
 def evaluate(model, paths, **values):
