@@ -142,8 +142,8 @@ def validator(begin: Callable[[], Any]) -> Callable[[], Callable[[str], dict[str
 def conclude(config: TrainConfig, begin: Callable[[], Any], is_new: bool, say: Say) -> None:
     """After training: measure what was not measured beside it, write the report, choose the run's adapter.
 
-    Where nothing was trained (`is_new` is false) an evaluation that measured as much or more stands. One that fails is
-    said, with its traceback on stderr, and leaves the run as training left it: hours of training are not lost to it.
+    Where nothing was trained (`is_new` is false) an evaluation that measured as much or more stands, unless something in
+    it failed, which is tried again. One that fails is said, with its traceback on stderr, and leaves the run as training left it: hours of training are not lost to it.
     """
     from raystyle.style.verdict import describe
 
@@ -151,7 +151,8 @@ def conclude(config: TrainConfig, begin: Callable[[], Any], is_new: bool, say: S
     try:
         before = storage.join(run, "evaluation.json")
         result = storage.read_json(before) if not is_new and storage.exists(before) else None
-        if result is None or (config.eval_style == "full" and not result["settings"]["scales"]):
+        asked_for_more = result is not None and config.eval_style == "full" and not result["settings"]["scales"]
+        if result is None or result["failed"] or asked_for_more:
             result = _evaluate_run(config, begin())
         say(describe(result))
         names = [subject["name"] for subject in result["subjects"] if subject["kind"] == "checkpoint"]

@@ -127,7 +127,7 @@ def evaluate(
     about: Callable[[], dict[str, Any]] | None = None,
     measured: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure every subject that has no record yet, judge all, write evaluation.json and report.html; returns the former.
+    """Measure every subject that has no record yet, judge all, write report.html, then evaluation.json; returns the latter.
 
     A subject that fails is reported and leaves the others be; it is tried again by the next run. Raises `TrainingError`
     where the base or every adapter failed. `measured` is given the judged subjects before the report is written, and
@@ -186,9 +186,10 @@ def evaluate(
         measured(judged)
     run = about() if about else {}
     found["loss_gate"] = run.get("loss_gate")
-    storage.write_json(storage.join(evaluation.output_dir, "evaluation.json"), result)
     written = page(result, run.get("training", ()), run.get("metrics", ()))
     storage.write_bytes(storage.join(evaluation.output_dir, "report.html"), written.encode())
+    # Written last: where it is there, the report beside it is its own.
+    storage.write_json(storage.join(evaluation.output_dir, "evaluation.json"), result)
     return result
 
 

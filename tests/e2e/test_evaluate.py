@@ -194,7 +194,8 @@ def test_a_run_whose_data_kept_only_rows_trains_and_is_evaluated_on_what_there_i
     assert any("too few to know a style by" in warning for warning in evaluation["warnings"])
     about = json.loads((tmp_path / "run" / "adapter" / adapters.ABOUT).read_text())
     assert about["selected"]["of_steps"] == 4
-    # The same command trains nothing, measures nothing, and may put the last one back.
+    # The same command trains nothing, tries again what failed, measures nothing, and may put the last one back.
+    storage.write_json(str(tmp_path / "run" / "evaluation.json"), evaluation | {"failed": {"step-00000002": "lost"}})
     again = pipeline.train(flags.parse(TrainConfig, [*map(str, words), "--select_checkpoint", "last"]), said.append)
     assert again.unchanged
     about = json.loads((tmp_path / "run" / "adapter" / adapters.ABOUT).read_text())
