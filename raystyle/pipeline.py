@@ -4,6 +4,7 @@ Everything that can be refused is refused before anything is written or a worker
 not exist, LoRA targets that match nothing, a directory that is another run's.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -158,18 +159,30 @@ class Sample:
 
 
 def sample(config: SampleConfig) -> Iterator[Sample]:
-    """Continuations of every prompt by the base and, where `lora_path` is given, by the adapter, in that order."""
+    """Continuations of every prompt by the base and, where `lora_path` is given, by the adapter, in that order.
+
+    They come from the decode loop and the adapter layers that the embedded engine serves with: the same seed, prompt and
+    settings give the same text over HTTP.
+    """
+    from raystyle.decoding import Decoder
+    from raystyle.multi_lora import MultiLora
+
     device = models.auto_device()
     tokenizer = _tokenizer(config)
-    if config.lora_path is None:
-        base = _base(config, models.auto_dtype(device))
-        yield from _samples(config, base.to(device).eval(), tokenizer, None)
-        return
-    with adapters.opened(config.lora_path) as directory:
-        tuned = models.load_adapter(_base(config, models.auto_dtype(device)), directory).to(device)
-        with tuned.disable_adapter():
-            yield from _samples(config, tuned, tokenizer, None)
-        yield from _samples(config, tuned, tokenizer, adapters.fingerprint(directory)[:12])
+    network = _base(config, models.auto_dtype(device)).to(device).eval()
+    lora = MultiLora(network)
+    decoder = Decoder(
+        network,
+        generation.end_ids(network, tokenizer),
+        max_rows=config.num_samples,
+        choose=lambda rows: lora.choose([(row.adapter, row.scale) for row in rows]),
+    )
+    with adapters.opened(config.lora_path) if config.lora_path else contextlib.nullcontext() as directory:
+        yield from _samples(config, decoder, tokenizer, None)
+        if directory is not None:
+            fingerprint = adapters.fingerprint(directory)
+            lora.load(fingerprint, directory)
+            yield from _samples(config, decoder, tokenizer, fingerprint)
 
 
 def _base(config: SampleConfig | ExportConfig, dtype: Any) -> Any:
@@ -180,8 +193,9 @@ def _tokenizer(config: SampleConfig | ExportConfig) -> Any:
     return tokens.load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, config.trust_remote_code)
 
 
-def _samples(config: SampleConfig, model: Any, tokenizer: Any, adapter: str | None) -> Iterator[Sample]:
+def _samples(config: SampleConfig, decoder: Any, tokenizer: Any, adapter: str | None) -> Iterator[Sample]:
     for prompt_number, prompt in enumerate(config.prompt):
+        ids = tuple(generation.encode(tokenizer, prompt))
         # Each draw has a seed of its own, so that more samples or prompts do not change the first ones.
         samplings = [
             generation.Sampling(
@@ -190,12 +204,14 @@ def _samples(config: SampleConfig, model: Any, tokenizer: Any, adapter: str | No
                 top_p=config.top_p,
                 repetition_penalty=config.repetition_penalty,
                 seed=config.seed + 1000 * prompt_number + number,
+                top_k=config.top_k,
             )
             for number in range(config.num_samples)
         ]
-        completions = generation.generate(model, tokenizer, [prompt] * config.num_samples, samplings)
-        for number, completion in enumerate(completions):
-            yield Sample(prompt, number, adapter, completion.text, len(completion.token_ids), completion.finish_reason)
+        rows = [generation.Row(ids, sampling, adapter, config.lora_scale) for sampling in samplings]
+        for number, completion in enumerate(generation.complete(decoder, tokenizer, rows)):
+            name = adapter and adapter[:12]
+            yield Sample(prompt, number, name, completion.text, len(completion.token_ids), completion.finish_reason)
 
 
 def export(config: ExportConfig) -> str:

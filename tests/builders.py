@@ -102,3 +102,26 @@ def write_prepared(directory: Path, model: Path, *, rows: int = 22, length: int 
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))
     return directory
+
+
+def write_adapter(directory: Path, model: Path, *, seed: int = 0, strength: float = 0.3, **settings: Any) -> Path:
+    """A LoRA adapter for a model, with random weights strong enough to change its texts; `settings` are PEFT's."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from raystyle import models
+
+    base = models.load_base(str(model), dtype=torch.float32)
+    defaults: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "v_proj"],
+        "task_type": "CAUSAL_LM",
+    }
+    torch.manual_seed(seed)
+    tuned = get_peft_model(base, LoraConfig(**(defaults | settings)))
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=strength)
+    tuned.save_pretrained(directory)
+    return directory

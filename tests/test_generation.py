@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 import raystyle.generation
 from raystyle import models, tokens
 from raystyle.errors import ModelError
-from raystyle.generation import LIKELIEST, RANDOM_BITS, Sampling, draw, generate, generate_all, penalise
+from raystyle.drawing import LIKELIEST, RANDOM_BITS, draw, penalise
+from raystyle.generation import Sampling, generate, generate_all
 
 PROMPTS = ["今日天气阴沉，", "天地玄黄宇宙洪荒", "日"]
 
@@ -50,7 +51,7 @@ def test_the_same_seed_gives_the_same_text_and_another_another(model, tiny_token
 def test_end_of_text_ends_a_row_and_is_not_in_its_text(model, tiny_tokenizer, monkeypatch):
     [free] = generate(model, tiny_tokenizer, PROMPTS[:1], [Sampling(max_new_tokens=8, temperature=0)])
     stop = free.token_ids[3]
-    monkeypatch.setattr(raystyle.generation, "_end_ids", lambda *_: {stop})
+    monkeypatch.setattr(raystyle.generation, "end_ids", lambda *_: {stop})
     [stopped] = generate(model, tiny_tokenizer, PROMPTS[:1], [Sampling(max_new_tokens=8, temperature=0)])
     assert stopped.finish_reason == "stop"
     assert stop not in stopped.token_ids
@@ -66,7 +67,7 @@ def test_more_new_tokens_continue_what_fewer_gave(model, tiny_tokenizer):
 
 def test_rows_that_end_early_leave_the_batch_and_change_no_other(model, tiny_tokenizer, monkeypatch):
     """Of eight rows two go on: the cache is cut to them on the way."""
-    monkeypatch.setattr(raystyle.generation, "_end_ids", lambda *_: {10**6})
+    monkeypatch.setattr(raystyle.generation, "end_ids", lambda *_: {10**6})
     samplings = [Sampling(max_new_tokens=n, temperature=1, repetition_penalty=1.2, seed=n) for n in range(1, 7)]
     samplings += [Sampling(max_new_tokens=n, temperature=1, top_p=0.5, seed=n) for n in (10, 14)]
     prompts = [PROMPTS[i % 3] for i in range(8)]
@@ -80,7 +81,7 @@ def test_rows_that_end_early_leave_the_batch_and_change_no_other(model, tiny_tok
     alone = [generate(model, tiny_tokenizer, [p], [s])[0] for p, s in zip(prompts, samplings, strict=True)]
     monkeypatch.setattr(model, "forward", counted.__get__(model))
     assert generate(model, tiny_tokenizer, prompts, samplings) == alone
-    assert batch_sizes == [8] * 4 + [4] * 2 + [2] * 4 + [1] * 4
+    assert batch_sizes == [8, 7, 6, 5, 4, 3, 2, 2, 2, 2, 1, 1, 1, 1]
 
 
 def test_any_number_of_prompts_in_batches_comes_back_in_order(model, tiny_tokenizer):

@@ -1,0 +1,415 @@
+"""The decode loop itself: rows come and go between steps, each in a slot of one cache.
+
+A slot holds a row's keys and values from the left; rows of unequal length stand side by side, and a mask hides what is
+beyond each row's end. So a row that joins is computed alone (with the others that join) and disturbs nobody, one that
+leaves makes its slot free, and nothing is copied but the last row, into the slot that became free. Running rows stand in
+slots 0 to B-1, which makes the batch a view of the cache.
+
+Caches of transformers grow by copying at every token, or are of one length for all rows; hence this one, behind the
+interface that its models call.
+
+B rows, q fresh tokens of each, L keys, H heads, D head size, V vocabulary.
+"""
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from raystyle.drawing import RANDOM_BITS, draw, penalise
+from raystyle.errors import ModelError
+from raystyle.generation import Row, Scored
+
+# Room is made in steps of this many keys, so that the cache grows now and then and not at every token.
+LENGTH_STEP = 256
+# A prompt is computed at most so many tokens at a time: as long as running rows wait for a new one.
+PREFILL_TOKENS = 2048
+
+
+class Slot:
+    """A row on its way: its tokens, where its keys are, how far it is. Equal only to itself."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.ids = list(row.prompt_ids)
+        self.index = -1  # of its slot in the cache
+        self.new = 0  # tokens drawn
+        self.left = False
+        self.prompt_scored: list[Scored] = []
+        # All of a row's random numbers come from its own seed, before anything else does.
+        own = torch.Generator().manual_seed(row.sampling.seed)
+        self.random = torch.randint(2**RANDOM_BITS, (max(row.sampling.max_new_tokens, 1),), generator=own).tolist()
+
+    @property
+    def most(self) -> int:
+        """Tokens it may come to."""
+        return len(self.row.prompt_ids) + self.row.sampling.max_new_tokens
+
+
+class Step(NamedTuple):
+    """What a row gained: a token (None where it ended without one), and the reason if that was the last."""
+
+    slot: Slot
+    token: int | None
+    scored: Scored | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    error: str | None = None
+
+
+class _Place:
+    """Where the next forward pass writes and reads: slots `first` to `first + count`, at one position or at each its own."""
+
+    first = count = start = keys = capacity_rows = capacity_length = 0
+    slots_B: torch.Tensor | None = None
+    positions_B: torch.Tensor | None = None
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One layer's keys and values (slots, H, length, D), grown as they are needed."""
+
+    def __init__(self, place: _Place) -> None:
+        super().__init__()
+        self.place = place
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.keys, self.values = (
+            self._room(old, fresh) for old, fresh in ((self.keys, key_states), (self.values, value_states))
+        )
+        self.is_initialized = True
+
+    def _room(self, old: torch.Tensor | None, fresh: torch.Tensor) -> torch.Tensor:
+        # Zeros, for what a mask hides still takes part as 0 times itself.
+        room = fresh.new_zeros(self.place.capacity_rows, fresh.shape[1], self.place.capacity_length, fresh.shape[3])
+        if old is not None:
+            room[: old.shape[0], :, : old.shape[2]] = old
+        return room
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        place = self.place
+        if self.keys is None or (self.keys.shape[0], self.keys.shape[2]) != (
+            place.capacity_rows,
+            place.capacity_length,
+        ):
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        slots = slice(place.first, place.first + place.count)
+        for room, fresh in ((self.keys, key_states), (self.values, value_states)):
+            if place.positions_B is None:
+                room[slots, :, place.start : place.start + fresh.shape[2]] = fresh
+            else:
+                room[place.slots_B, :, place.positions_B] = fresh[:, :, 0]
+        return self.keys[slots, :, : place.keys], self.values[slots, :, : place.keys]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        for room in (self.keys, self.values):
+            if room is not None:
+                room[target, :, :length] = room[source, :, :length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.place.keys, 0
+
+    def get_seq_length(self) -> int:
+        return self.place.start
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class Decoder:
+    """Rows of one model, each with its own sampling, that join and leave between steps. Not for several threads.
+
+    `choose` is told the rows of each forward pass before it runs: who decodes with several adapters sets them there.
+    Raises `ModelError` for a model whose layers keep something other than keys and values.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ends: Iterable[int],
+        *,
+        max_rows: int,
+        prefill_tokens: int = PREFILL_TOKENS,
+        choose: Callable[[Sequence[Row]], None] | None = None,
+    ) -> None:
+        self.model, self.ends, self.max_rows, self.prefill_tokens = model, set(ends), max_rows, prefill_tokens
+        self.choose = choose
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.config = base.config.get_text_config()
+        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        if unknown := kinds - {"full_attention", "sliding_attention"} or (
+            {"recurrent state"} if getattr(base, "_is_stateful", False) else set()
+        ):
+            raise ModelError(
+                f"a `{self.config.model_type}` model has layers of the kind {', '.join(sorted(unknown))}, and this decode loop "
+                "knows full and sliding attention\nhint: serve it with --engine vllm"
+            )
+        self.window = getattr(self.config, "sliding_window", None)
+        self.by_kind = kinds != {"full_attention"} and getattr(self.config, "layer_types", None) is not None
+        self.attention = str(self.config._attn_implementation)
+        self.device = next(model.parameters()).device
+        # Of most tokens only the last one's logits are wanted: 64 prompts of 200 tokens times 128,256 words are 3 GB.
+        self.keeps_some = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self.waiting: deque[Slot] = deque()
+        self.running: list[Slot] = []
+        self.group: list[Slot] = []  # prompts that are being computed
+        self.done = 0  # tokens of each that are
+        self.place = _Place()
+        self.cache = Cache(layer_class_to_replicate=lambda: _SlotLayer(self.place))  # type: ignore[arg-type]
+
+    def admit(self, row: Row) -> Slot:
+        """Let a row wait for its turn."""
+        slot = Slot(row)
+        self.waiting.append(slot)
+        return slot
+
+    def drop(self, slot: Slot) -> None:
+        """Let a row leave; its slot is free at the next step. One that has ended or left already is no matter."""
+        slot.left = True
+        if slot in self.waiting:
+            self.waiting.remove(slot)
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.running or self.group or self.waiting)
+
+    @torch.inference_mode()
+    def advance(self) -> list[Step]:
+        """Prompts while some wait and there is room, then tokens: the quickest order where nobody watches."""
+        self._compact()
+        has_prompts = self.group or (self.waiting and len(self.running) < self.max_rows)
+        return self.prefill() if has_prompts else self.step()
+
+    def clear(self) -> list[Slot]:
+        """Forget all rows and their keys; returns them. For after an error, when nobody knows what the cache holds."""
+        rows = [*self.running, *self.group, *self.waiting]
+        self.running, self.group, self.done = [], [], 0
+        self.waiting.clear()
+        self._empty()
+        return rows
+
+    def _empty(self) -> None:
+        self.cache.layers.clear()
+        self.place.capacity_rows = self.place.capacity_length = 0
+
+    # ── prompts ──
+
+    @torch.inference_mode()
+    def prefill(self) -> list[Step]:
+        """Compute the next waiting prompts, or the next part of a long one; first tokens where that was all of it."""
+        self._compact()
+        if not self.group and not self._next_group():
+            return []
+        longest = max(len(slot.row.prompt_ids) for slot in self.group)
+        fresh = min(longest - self.done, max(1, self.prefill_tokens // len(self.group)))
+        ids_Bq = self._padded([slot.row.prompt_ids[self.done : self.done + fresh] for slot in self.group], fresh)
+        place, first = self.place, self.group[0].index
+        place.first, place.count, place.start, place.keys = first, len(self.group), self.done, self.done + fresh
+        place.positions_B = None
+        positions_q = torch.arange(self.done, self.done + fresh, device=self.device)
+        scores_all = any(slot.row.prompt_logprobs for slot in self.group)
+        lasts = [len(slot.row.prompt_ids) - 1 - self.done for slot in self.group]
+        is_last = self.done + fresh == longest
+        kept = sorted({last for last in lasts if last < fresh}) if is_last else [fresh - 1]
+        keep: Any = 0 if scores_all else 1 if kept == [fresh - 1] else torch.tensor(kept, device=self.device)
+        logits_BqV = self._forward(
+            [slot.row for slot in self.group], ids_Bq, positions_q.expand(len(self.group), -1), positions_q[None], keep
+        )
+        if scores_all:
+            for row, slot in enumerate(self.group):
+                self._score_prompt(slot, logits_BqV[row], fresh)
+        self.done += fresh
+        if not is_last:
+            return []
+        at = lasts if logits_BqV.shape[1] == fresh else [kept.index(last) for last in lasts]
+        last_BV = torch.stack([logits_BqV[row, column] for row, column in enumerate(at)]).float()
+        joined, self.group, self.done = self.group, [], 0
+        for slot in joined:
+            self._move(slot, len(self.running))
+            self.running.append(slot)
+        return self._draw(joined, last_BV)
+
+    def _next_group(self) -> bool:
+        """Prompts from the front of the queue that fit together into one pass, or one long one alone."""
+        room = self.max_rows - len(self.running)
+        longest = 0
+        while self.waiting and len(self.group) < room:
+            longest = max(longest, len(self.waiting[0].row.prompt_ids))
+            if self.group and longest * (len(self.group) + 1) > self.prefill_tokens:
+                break
+            self.group.append(self.waiting.popleft())
+        for number, slot in enumerate(self.group):
+            slot.index = len(self.running) + number
+        if self.group:
+            self._reserve()
+        return bool(self.group)
+
+    def _reserve(self) -> None:
+        """Room for what all rows may come to, doubled where it must grow, and no more than before where it need not."""
+        if not self.running:
+            self._empty()
+        rows = len(self.running) + len(self.group)
+        length = max(slot.most for slot in [*self.running, *self.group])
+        if rows > self.place.capacity_rows:
+            self.place.capacity_rows = min(max(rows, 2 * self.place.capacity_rows), self.max_rows)
+        if length > self.place.capacity_length:
+            self.place.capacity_length = -(-length // LENGTH_STEP) * LENGTH_STEP
+
+    def _score_prompt(self, slot: Slot, logits_qV: torch.Tensor, fresh: int) -> None:
+        """What the model thought of each token of a prompt; of its first it had nothing to go by."""
+        ids = slot.row.prompt_ids
+        if self.done == 0:
+            slot.prompt_scored.append(Scored(ids[0], None, ()))
+        targets = ids[self.done + 1 : self.done + fresh + 1]
+        if targets:
+            scores = score(logits_qV[: len(targets)].float(), list(targets), slot.row.logprobs or 0)
+            slot.prompt_scored += scores
+
+    # ── tokens ──
+
+    @torch.inference_mode()
+    def step(self) -> list[Step]:
+        """One more token for every running row."""
+        self._compact()
+        if not self.running:
+            return []
+        place, lengths = self.place, [len(slot.ids) - 1 for slot in self.running]
+        place.first, place.count, place.keys = 0, len(self.running), max(lengths) + 1
+        positions_B = torch.tensor(lengths, device=self.device)
+        if min(lengths) == max(lengths):
+            place.start, place.positions_B = lengths[0], None
+        else:
+            place.slots_B, place.positions_B = torch.arange(len(lengths), device=self.device), positions_B
+        ids_B1 = torch.tensor([[slot.ids[-1]] for slot in self.running], device=self.device)
+        rows = [slot.row for slot in self.running]
+        mask_positions = positions_B[:1, None] if place.positions_B is None else positions_B[:, None]
+        logits_B1V = self._forward(rows, ids_B1, positions_B[:, None], mask_positions, 1)
+        return self._draw(self.running, logits_B1V[:, -1].float())
+
+    def _forward(
+        self, rows: list[Row], ids_Bq: torch.Tensor, positions_Bq: torch.Tensor, mask_positions: torch.Tensor, keep: Any
+    ) -> torch.Tensor:
+        if self.choose is not None:
+            self.choose(rows)
+        output = self.model(
+            input_ids=ids_Bq,
+            attention_mask=self._mask(mask_positions),
+            position_ids=positions_Bq,
+            past_key_values=self.cache,
+            use_cache=True,
+            **({"logits_to_keep": keep} if self.keeps_some else {}),
+        )
+        logits: torch.Tensor = output.logits
+        if not self.keeps_some and isinstance(keep, torch.Tensor):
+            return logits[:, keep]
+        return logits if self.keeps_some or keep == 0 else logits[:, -keep:]
+
+    def _mask(self, positions: torch.Tensor) -> Any:
+        """Which keys each fresh token sees (B or 1, 1, q, L); None where it sees all up to its own, which is faster."""
+        keys, fresh = self.place.keys, positions.shape[1]
+        is_even = positions.shape[0] == 1
+        windowed = self.window is not None and keys > self.window
+        if self.attention.startswith("flash"):
+            if not is_even:
+                raise ModelError(
+                    "rows of unequal length cannot be decoded together by FlashAttention\nhint: load with sdpa"
+                )
+            return None  # it aligns causality with the last key, and knows the window
+        if is_even and not windowed and fresh in (1, keys):
+            return None
+        seen_BqL = torch.arange(keys, device=self.device) <= positions[..., None]
+        near_BqL = seen_BqL
+        if windowed:
+            near_BqL = seen_BqL & (torch.arange(keys, device=self.device) > positions[..., None] - self.window)
+        full, near = self._as_mask(seen_BqL), self._as_mask(near_BqL)
+        if self.by_kind:
+            return {"full_attention": full, "sliding_attention": near}
+        return near
+
+    def _as_mask(self, seen_BqL: torch.Tensor) -> torch.Tensor:
+        seen = seen_BqL[:, None]
+        if self.attention != "eager":
+            return seen
+        dtype = next(self.model.parameters()).dtype
+        return torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+    def _draw(self, slots: Sequence[Slot], logits_BV: torch.Tensor) -> list[Step]:
+        """A token for each slot, and what becomes of the slot."""
+        samplings = [slot.row.sampling for slot in slots]
+        scored: dict[Slot, Scored] = {}
+        raw_BV = logits_BV
+        if penalised := [i for i, sampling in enumerate(samplings) if sampling.repetition_penalty != 1]:
+            seen = self._padded([slots[i].ids for i in penalised], max(len(slots[i].ids) for i in penalised))
+            penalties = torch.tensor([samplings[i].repetition_penalty for i in penalised], device=self.device)
+            rows = torch.tensor(penalised, device=self.device)
+            logits_BV = logits_BV.index_copy(0, rows, penalise(logits_BV[rows], seen, penalties))
+        drawn = draw(
+            logits_BV,
+            self._column([sampling.temperature for sampling in samplings]),
+            self._column([sampling.top_p for sampling in samplings]),
+            torch.tensor([slot.random[min(slot.new, len(slot.random) - 1)] for slot in slots], device=self.device),
+            torch.tensor([sampling.top_k for sampling in samplings], device=self.device),
+        ).tolist()
+        for i, slot in enumerate(slots):
+            if slot.row.logprobs is not None and drawn[i] >= 0:
+                [scored[slot]] = score(raw_BV[i : i + 1], [drawn[i]], slot.row.logprobs)
+        return [self._take(slot, token, scored.get(slot)) for slot, token in zip(list(slots), drawn, strict=True)]
+
+    def _column(self, values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+    def _take(self, slot: Slot, token: int, scored: Scored | None) -> Step:
+        if slot.row.sampling.max_new_tokens <= 0:
+            slot.left = True
+            return Step(slot, None, finish_reason="length")
+        if token == -1:
+            slot.left = True
+            return Step(slot, None, error=f"the model's logits are not finite at new token {slot.new + 1}")
+        if token in self.ends:
+            slot.left = True
+            return Step(slot, None, finish_reason="stop")
+        slot.ids.append(token)
+        slot.new += 1
+        is_last = slot.new >= slot.row.sampling.max_new_tokens
+        slot.left = slot.left or is_last
+        return Step(slot, token, scored, "length" if is_last else None)
+
+    # ── slots ──
+
+    def _compact(self) -> None:
+        """Give the slots of rows that left to the last ones, so that running rows stand side by side."""
+        if all(slot.left for slot in self.group):
+            self.group, self.done = [], 0
+        for index in [i for i, slot in enumerate(self.running) if slot.left][::-1]:
+            last = self.running.pop()
+            if index < len(self.running):
+                self._move(last, index)
+                self.running[index] = last
+
+    def _move(self, slot: Slot, index: int) -> None:
+        if slot.index != index:
+            for layer in self.cache.layers:
+                assert isinstance(layer, _SlotLayer)
+                layer.move(slot.index, index, len(slot.ids))
+            slot.index = index
+
+    def _padded(self, rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+        """Ids (B, width), filled up with each row's own first id, which the repetition penalty then has seen anyway."""
+        return torch.tensor([[*ids, *[(ids or (0,))[0]] * (width - len(ids))] for ids in rows], device=self.device)
+
+
+def score(logits_BV: torch.Tensor, tokens: list[int], count: int) -> list[Scored]:
+    """The log-probabilities of tokens and of the `count` likeliest at their place, by the model's own distribution."""
+    logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
+    own = logprobs_BV.gather(1, torch.tensor(tokens, device=logits_BV.device)[:, None])[:, 0].tolist()
+    if not count:
+        return [Scored(token, logprob, ()) for token, logprob in zip(tokens, own, strict=True)]
+    best = logprobs_BV.topk(min(count, logprobs_BV.shape[1]))
+    return [
+        Scored(token, logprob, tuple(zip(ids, values, strict=True)))
+        for token, logprob, ids, values in zip(tokens, own, best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

@@ -1,0 +1,80 @@
+"""How one token is drawn from logits, for all rows of a batch at once and reproducibly.
+
+A row's random numbers come from a generator of its own on the CPU and are turned into tokens by whole-number sums, so that
+neither the device nor the rows beside it have a say in what is drawn; what they may change is the rounding of the logits.
+
+B rows, T tokens, V vocabulary, K the likeliest few of it.
+"""
+
+import torch
+
+# Probabilities are drawn from as multiples of 2**-30, finer than an fp32 random number; 31 random bits times their sum
+# stay below 2**63.
+WEIGHT_BITS, RANDOM_BITS = 30, 31
+# Top-p sets are nearly always smaller than this, and a sort of these costs a fraction of a sort of the vocabulary.
+LIKELIEST = 1024
+
+
+def penalise(logits_BV: torch.Tensor, seen_BT: torch.Tensor, penalty_B: torch.Tensor) -> torch.Tensor:
+    """Logits with those of tokens already seen divided by the penalty, negative ones multiplied (Keskar et al. 2019)."""
+    seen_logits_BT = logits_BV.gather(1, seen_BT)
+    penalty_B1 = penalty_B[:, None]
+    lowered_BT = torch.where(seen_logits_BT > 0, seen_logits_BT / penalty_B1, seen_logits_BT * penalty_B1)
+    return logits_BV.scatter(1, seen_BT, lowered_BT)
+
+
+def draw(
+    logits_BV: torch.Tensor,
+    temperature_B: torch.Tensor,
+    top_p_B: torch.Tensor,
+    random_B: torch.Tensor,
+    top_k_B: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One token id a row: the likeliest at temperature 0, else from the top-p set (Holtzman et al. 2020) by the inverse
+    of its cumulated probabilities, in the order of ids, at a random whole number below 2**31.
+
+    The set is the smallest that holds the likeliest tokens and reaches top_p, and all that are as likely as its last.
+    Where top_k is above 0, it is a set of the top_k likeliest, and all that are as likely as the last of these.
+    A row whose highest logit is not finite gets -1.
+    """
+    highest_B, greedy_B = logits_BV.max(-1)
+    tokens_B = greedy_B
+    if bool((temperature_B > 0).any()):
+        temperature_B1 = torch.where(temperature_B > 0, temperature_B, 1)[:, None]
+        weights_BV = (torch.softmax(logits_BV / temperature_B1, dim=-1) * 2**WEIGHT_BITS).int()
+        if top_k_B is not None and bool((top_k_B > 0).any()):
+            weights_BV = _keep_top_k(weights_BV, top_k_B)
+        least_B = _least_weight(weights_BV, top_p_B)
+        upto_BV = torch.where(weights_BV >= least_B[:, None], weights_BV, 0).cumsum(-1)
+        target_B = (random_B * upto_BV[:, -1]) >> RANDOM_BITS
+        drawn_B = torch.searchsorted(upto_BV, target_B[:, None], right=True)[:, 0]
+        tokens_B = torch.where(temperature_B > 0, drawn_B, greedy_B)
+    return torch.where(highest_B.isfinite(), tokens_B, -1)
+
+
+def _keep_top_k(weights_BV: torch.Tensor, top_k_B: torch.Tensor) -> torch.Tensor:
+    most = min(int(top_k_B.max()), weights_BV.shape[1])
+    place_B1 = (top_k_B.clamp(1, most) - 1)[:, None]
+    least_B1 = weights_BV.topk(most).values.gather(1, place_B1)
+    return torch.where((weights_BV >= least_B1) | (top_k_B <= 0)[:, None], weights_BV, 0)
+
+
+def _least_weight(weights_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
+    """The least weight in each row's top-p set: a token belongs while those before it have not reached the set's share.
+
+    The likeliest few are sorted first, and only rows that they do not suffice for are sorted whole.
+    """
+
+    def least(sorted_BK: torch.Tensor, wanted_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        upto_BK = sorted_BK.cumsum(-1)
+        inside_B = (upto_BK - sorted_BK < wanted_B[:, None]).sum(-1)
+        return sorted_BK.gather(1, (inside_B - 1).clamp(min=0)[:, None])[:, 0], upto_BK[:, -1] < wanted_B
+
+    wanted_B = top_p_B * weights_BV.sum(-1)
+    few = min(LIKELIEST, weights_BV.shape[1])
+    least_B, is_short_B = least(weights_BV.topk(few).values, wanted_B)
+    is_short_B &= top_p_B < 1
+    if few < weights_BV.shape[1] and bool(is_short_B.any()):
+        short = is_short_B.nonzero()[:, 0]
+        least_B[short] = least(weights_BV[short].sort(descending=True).values, wanted_B[short])[0]
+    return torch.where(top_p_B < 1, least_B, 0)

@@ -1,0 +1,207 @@
+"""Rows that come and go: each gets what it would get alone, on every kind of attention that is let in."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto import CONFIG_MAPPING
+
+from raystyle.decoding import Decoder
+from raystyle.errors import ModelError
+from raystyle.generation import Row, Sampling
+
+VOCABULARY = 97
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WINDOWED = {"sliding_window": 5}
+KINDS = {
+    "llama": ("llama", {}),
+    "mistral, sliding": ("mistral", WINDOWED),
+    "qwen2, some layers sliding": ("qwen2", WINDOWED | {"use_sliding_window": True, "max_window_layers": 1}),
+    "gemma2, eager": ("gemma2", WINDOWED),
+    "gemma3, sliding": ("gemma3_text", WINDOWED),
+    "qwen3 with experts": ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    "gpt2": ("gpt2", {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}),
+}
+
+
+def network(kind: str):
+    name, more = KINDS[kind]
+    torch.manual_seed(1)
+    config = CONFIG_MAPPING[name](**(SMALL | more))
+    attention = "eager" if kind.endswith("eager") else "sdpa"
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for weight in model.parameters():  # far enough apart that rounding changes no choice
+            weight.mul_(3 if weight.dim() > 1 else 1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return network("llama")
+
+
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    return tuple(torch.randint(3, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+def greedy(length: int, new: int, seed: int = 0, **more) -> Row:
+    return Row(prompt(length, seed), Sampling(max_new_tokens=new, temperature=0), **more)
+
+
+def run(decoder: Decoder, rows: list[Row]) -> list[list[int]]:
+    slots = [decoder.admit(row) for row in rows]
+    drawn = {slot: [] for slot in slots}
+    while not decoder.is_idle:
+        for step in decoder.advance():
+            if step.token is not None:
+                drawn[step.slot].append(step.token)
+    return [drawn[slot] for slot in slots]
+
+
+def alone(model, row: Row) -> list[int]:
+    """What transformers' own greedy search gives."""
+    ids = torch.tensor([row.prompt_ids])
+    found = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=row.sampling.max_new_tokens, do_sample=False
+    )
+    found = found[0, ids.shape[1] :].tolist()
+    return found[: found.index(2)] if 2 in found else found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_unequal_length_equal_transformers_one_by_one(kind):
+    model = network(kind)
+    rows = [greedy(length, new, seed) for seed, (length, new) in enumerate([(3, 9), (14, 5), (1, 12), (7, 7), (14, 3)])]
+    # Prompts in parts, groups of several, and more rows than slots.
+    decoder = Decoder(model, {2}, max_rows=3, prefill_tokens=10)
+    assert run(decoder, rows) == [alone(model, row) for row in rows]
+
+
+def test_a_row_joins_between_steps_and_disturbs_nobody(llama):
+    decoder = Decoder(llama, {2}, max_rows=4)
+    first, second, late = greedy(5, 12, 1), greedy(9, 12, 2), greedy(3, 6, 3)
+    slots = [decoder.admit(first), decoder.admit(second)]
+    drawn = {slot: [] for slot in slots}
+    decoder.prefill()
+    for _ in range(3):
+        decoder.step()
+    newcomer = decoder.admit(late)
+    assert [step.slot for step in decoder.prefill()] == [newcomer], "its first token comes before theirs end"
+    assert len(decoder.running) == 3
+    while not decoder.is_idle:
+        decoder.step()
+    for slot, row in ((slots[0], first), (slots[1], second), (newcomer, late)):
+        assert slot.ids[len(row.prompt_ids) :] == alone(llama, row)
+    assert drawn
+
+
+def test_a_row_that_is_dropped_leaves_at_once_and_the_others_go_on(llama):
+    decoder = Decoder(llama, {2}, max_rows=4)
+    rows = [greedy(4 + n, 10, n) for n in range(4)]
+    slots = [decoder.admit(row) for row in rows]
+    waiting = decoder.admit(greedy(6, 4, 9))
+    decoder.prefill()
+    decoder.step()
+    decoder.drop(slots[1])
+    decoder.drop(waiting)
+    decoder.step()
+    assert slots[1] not in decoder.running and len(decoder.running) == 3
+    assert len(slots[1].ids) == len(rows[1].prompt_ids) + 2
+    while not decoder.is_idle:
+        decoder.step()
+    for n in (0, 2, 3):
+        assert slots[n].ids[len(rows[n].prompt_ids) :] == alone(llama, rows[n])
+
+
+def test_a_long_prompt_dropped_half_way_gives_its_slot_to_the_next(llama):
+    decoder = Decoder(llama, {2}, max_rows=1, prefill_tokens=4)
+    long = decoder.admit(greedy(30, 3, 1))
+    decoder.prefill()
+    decoder.drop(long)
+    row = greedy(5, 6, 2)
+    assert run(decoder, [row]) == [alone(llama, row)]
+
+
+def test_log_probabilities_are_the_models_own(llama):
+    row = Row(
+        prompt(6), Sampling(max_new_tokens=3, temperature=1.7, top_p=0.5, top_k=4, repetition_penalty=1.3, seed=1)
+    )
+    row = Row(row.prompt_ids, row.sampling, logprobs=2, prompt_logprobs=True)
+    decoder = Decoder(llama, {2}, max_rows=2, prefill_tokens=4)
+    slot = decoder.admit(row)
+    decoder.admit(greedy(3, 5, 5))
+    scored = []
+    while not decoder.is_idle:
+        scored += [step.scored for step in decoder.advance() if step.slot is slot]
+    with torch.inference_mode():
+        logprobs = torch.log_softmax(llama(input_ids=torch.tensor([slot.ids])).logits[0].float(), -1)
+    told = [*slot.prompt_scored, *scored]
+    assert [item.token_id for item in told] == slot.ids
+    assert told[0].logprob is None and told[0].top == ()
+    for place, item in enumerate(told[1:]):
+        assert item.logprob == pytest.approx(float(logprobs[place, item.token_id]), abs=1e-4)
+        best = logprobs[place].topk(2)
+        assert [token for token, _ in item.top] == best.indices.tolist()
+        assert [value for _, value in item.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_a_row_whose_logits_are_not_finite_ends_alone(llama):
+    decoder = Decoder(llama, {2}, max_rows=3)
+    slots = [decoder.admit(greedy(4, 5, n)) for n in range(3)]
+    decoder.prefill()
+    with torch.inference_mode():
+        decoder.cache.layers[0].values[1].fill_(float("nan"))
+    steps = decoder.step()
+    assert [bool(step.error) for step in steps] == [False, True, False]
+    while not decoder.is_idle:
+        decoder.step()
+    assert slots[0].ids[4:] == alone(llama, slots[0].row)
+    assert slots[2].ids[4:] == alone(llama, slots[2].row)
+
+
+def test_after_an_error_in_the_model_the_next_row_starts_afresh(llama, monkeypatch):
+    decoder = Decoder(llama, {2}, max_rows=2)
+    first, waiting = decoder.admit(greedy(4, 5, 1)), decoder.admit(greedy(4, 5, 2))
+    decoder.prefill()
+    monkeypatch.setattr(decoder, "_forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        decoder.step()
+    monkeypatch.undo()
+    assert set(decoder.clear()) == {first, waiting}
+    row = greedy(6, 6, 3)
+    assert decoder.is_idle and run(decoder, [row]) == [alone(llama, row)]
+
+
+def test_no_new_tokens_means_none(llama):
+    decoder = Decoder(llama, {2}, max_rows=1)
+    decoder.admit(Row(prompt(4), Sampling(max_new_tokens=0), logprobs=0, prompt_logprobs=True))
+    [step] = decoder.prefill()
+    assert (step.token, step.finish_reason) == (None, "length")
+    assert len(step.slot.prompt_scored) == 4
+
+
+def test_room_is_kept_to_what_rows_may_come_to(llama):
+    decoder = Decoder(llama, {2}, max_rows=8)
+    run(decoder, [greedy(4, 4, n) for n in range(8)])
+    assert decoder.place.capacity_length == 256
+    assert decoder.place.capacity_rows == 8
+    run(decoder, [greedy(4, 4)])
+    assert decoder.place.capacity_rows == 1, "an idle decoder gives its memory back"
+
+
+def test_a_model_that_keeps_something_else_is_refused():
+    config = CONFIG_MAPPING["mamba"](vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(ModelError, match="linear_attention"):
+        Decoder(AutoModelForCausalLM.from_config(config), {2}, max_rows=1)
