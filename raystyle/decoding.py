@@ -67,11 +67,11 @@ class _Place:
     positions_B: torch.Tensor | None = None
 
 
-class _SlotLayer(CacheLayerMixin):
+class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's keys and values (slots, H, length, D), grown as they are needed."""
 
     def __init__(self, place: _Place) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.place = place
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -148,7 +148,7 @@ class Decoder:
                 f"a `{self.config.model_type}` model has layers of the kind {', '.join(sorted(unknown))}, and this decode loop "
                 "knows full and sliding attention\nhint: serve it with --engine vllm"
             )
-        self.window = getattr(self.config, "sliding_window", None)
+        self.window: int | None = getattr(self.config, "sliding_window", None)
         self.by_kind = kinds != {"full_attention"} and getattr(self.config, "layer_types", None) is not None
         self.attention = str(self.config._attn_implementation)
         self.device = next(model.parameters()).device
@@ -323,7 +323,7 @@ class Decoder:
             return None
         seen_BqL = torch.arange(keys, device=self.device) <= positions[..., None]
         near_BqL = seen_BqL
-        if windowed:
+        if self.window is not None and windowed:
             near_BqL = seen_BqL & (torch.arange(keys, device=self.device) > positions[..., None] - self.window)
         full, near = self._as_mask(seen_BqL), self._as_mask(near_BqL)
         if self.by_kind:

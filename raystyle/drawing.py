@@ -11,8 +11,9 @@ import torch
 # Probabilities are drawn from as multiples of 2**-30, finer than an fp32 random number; 31 random bits times their sum
 # stay below 2**63.
 WEIGHT_BITS, RANDOM_BITS = 30, 31
-# Top-p sets are nearly always smaller than this, and a sort of these costs a fraction of a sort of the vocabulary.
-LIKELIEST = 1024
+# Top-p sets are mostly smaller than the first and nearly always than the second: to find so many of the likeliest costs a
+# fraction of a sort of the vocabulary.
+LIKELIEST = (128, 1024)
 
 
 def penalise(logits_BV: torch.Tensor, seen_BT: torch.Tensor, penalty_B: torch.Tensor) -> torch.Tensor:
@@ -62,19 +63,17 @@ def _keep_top_k(weights_BV: torch.Tensor, top_k_B: torch.Tensor) -> torch.Tensor
 def _least_weight(weights_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
     """The least weight in each row's top-p set: a token belongs while those before it have not reached the set's share.
 
-    The likeliest few are sorted first, and only rows that they do not suffice for are sorted whole.
+    The likeliest few are looked at first, then more for those rows that they do not suffice for.
     """
-
-    def least(sorted_BK: torch.Tensor, wanted_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        upto_BK = sorted_BK.cumsum(-1)
-        inside_B = (upto_BK - sorted_BK < wanted_B[:, None]).sum(-1)
-        return sorted_BK.gather(1, (inside_B - 1).clamp(min=0)[:, None])[:, 0], upto_BK[:, -1] < wanted_B
-
     wanted_B = top_p_B * weights_BV.sum(-1)
-    few = min(LIKELIEST, weights_BV.shape[1])
-    least_B, is_short_B = least(weights_BV.topk(few).values, wanted_B)
-    is_short_B &= top_p_B < 1
-    if few < weights_BV.shape[1] and bool(is_short_B.any()):
-        short = is_short_B.nonzero()[:, 0]
-        least_B[short] = least(weights_BV[short].sort(descending=True).values, wanted_B[short])[0]
-    return torch.where(top_p_B < 1, least_B, 0)
+    least_B = torch.zeros_like(weights_BV[:, 0])  # nothing is left out where top_p is 1
+    left = (top_p_B < 1).nonzero()[:, 0]
+    for count in (*LIKELIEST, weights_BV.shape[1]):
+        if not len(left):
+            break
+        sorted_BK = weights_BV[left].topk(min(count, weights_BV.shape[1])).values
+        upto_BK = sorted_BK.cumsum(-1)
+        inside_B = (upto_BK - sorted_BK < wanted_B[left, None]).sum(-1)
+        least_B[left] = sorted_BK.gather(1, (inside_B - 1).clamp(min=0)[:, None])[:, 0]
+        left = left[upto_BK[:, -1] < wanted_B[left]]
+    return least_B

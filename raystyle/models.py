@@ -6,10 +6,12 @@ import difflib
 import hashlib
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from raystyle import tensors
 from raystyle.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-EDGE_BYTES = 64 * 1024
+SAMPLE_BYTES = 4 << 10  # of each tensor, for an identity
+_DIGEST = re.compile(r" [0-9a-f]{16}$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,22 +151,45 @@ def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
 
 
 def identity(name: str) -> str:
-    """What a base model is, wherever it lies: a hub name, or a digest of a folder's config and of its weights' edges.
+    """What a base model is, wherever it lies: a hub name, or a folder's name and a digest of its config and weights.
 
-    Of each weights file the size and the first and last 64 KiB count: hashing 16 GB at each start would cost a minute.
+    Of each tensor the name, the dtype, the shape and the first 4 KiB count: to hash 16 GB at each start would cost a minute.
+    All tensors count, for a base and the same base with an adapter merged into it may differ in any one of them alone.
+    Raises `ModelError` for a weights file that is not safetensors.
     """
     if not os.path.isdir(name):
         return name
+    folder = os.path.abspath(name)
     digest = hashlib.sha256()
-    for file in sorted(os.listdir(name)):
-        if file == "config.json" or file.endswith(".safetensors"):
-            path = os.path.join(name, file)
+    for file in sorted(os.listdir(folder)):
+        path = os.path.join(folder, file)
+        if file == "config.json":
             with open(path, "rb") as stream:
-                edges = [stream.read(EDGE_BYTES)]
-                stream.seek(max(os.path.getsize(path) - EDGE_BYTES, 0))
-                edges.append(stream.read())
-            digest.update(f"{file} {os.path.getsize(path)}".encode() + b"".join(edges))
-    return f"{os.path.basename(name)} {digest.hexdigest()[:16]}"
+                digest.update(stream.read())
+        elif file.endswith(".safetensors"):
+            with open(path, "rb") as stream:
+                _digest_weights(stream, digest)
+    return f"{os.path.basename(folder)} {digest.hexdigest()[:16]}"
+
+
+def _digest_weights(stream: BinaryIO, digest: "hashlib._Hash") -> None:
+    try:
+        stored = tensors.read_header(stream)
+    except ModelError as error:
+        raise ModelError(f"`{stream.name}` is not safetensors: {error}\nhint: download the base model again") from error
+    for tensor in stored:
+        stream.seek(tensor.start)
+        digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape} ".encode())
+        digest.update(stream.read(min(SAMPLE_BYTES, tensor.end - tensor.start)))
+
+
+def is_same_base(one: str, other: str) -> bool | None:
+    """Whether two identities are of one base, whatever its folder is called; None for a hub name beside a folder, which
+    cannot be compared."""
+    digests = [_DIGEST.search(identity) for identity in (one, other)]
+    if digests[0] and digests[1]:
+        return digests[0][0] == digests[1][0]
+    return one == other if not any(digests) else None
 
 
 def targeted(shapes: Shapes, lora_target_modules: tuple[str, ...]) -> list[Linear]:

@@ -65,6 +65,19 @@ def test_an_empty_or_broken_adapter_is_refused(saved):
         adapters.verify(str(saved))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(saved, dtype, value):
+    def spoil(tensors):
+        name = sorted(tensors)[-1]
+        tensors[name] = tensors[name].to(dtype)
+        tensors[name].view(-1)[tensors[name].numel() // 2] = value
+
+    rewrite(saved, spoil)
+    with pytest.raises(ModelError, match="not finite"):
+        adapters.verify(str(saved))
+
+
 def test_a_pickled_adapter_is_never_opened(saved):
     (saved / adapters.WEIGHTS).rename(saved / "adapter_model.bin")
     with pytest.raises(ModelError, match="never pickle"), adapters.opened(str(saved)):

@@ -40,6 +40,52 @@ def test_a_model_is_known_by_what_it_holds_wherever_it_lies(tiny_model, tmp_path
     a, b, c = (models.identity(str(tmp_path / name / "base")) for name in "abc")
     assert a == b != c
     assert models.identity("meta-llama/Meta-Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
+    (tmp_path / "a" / "base").rename(tmp_path / "a" / "other name")
+    renamed = models.identity(str(tmp_path / "a" / "other name") + "/")
+    assert renamed == f"other name {a.split()[1]}" and models.is_same_base(renamed, a)
+    assert models.is_same_base(a, c) is False
+
+
+def test_a_base_and_itself_with_an_adapter_merged_into_it_differ(tiny_model, tmp_path):
+    """In one layer alone, in the middle of the file: what is at its edges stays as it was."""
+    import shutil
+
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_model, tmp_path / "merged")
+    weights = tmp_path / "merged" / "model.safetensors"
+    changed = load_file(weights)
+    with safe_open(weights, framework="pt") as stored:
+        metadata = stored.metadata()
+    torch.manual_seed(0)
+    changed["model.layers.1.self_attn.q_proj.weight"] += torch.randn(32, 4) @ torch.randn(4, 32) * 1e-3
+    save_file(changed, weights, metadata=metadata)
+    assert models.is_same_base(models.identity(str(tmp_path / "merged")), models.identity(str(tiny_model))) is False
+
+
+def test_weights_that_are_no_safetensors_have_no_identity(tiny_model, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_text("version https://git-lfs.example/spec/v1")
+    with pytest.raises(ModelError, match=r"model\.safetensors` is not safetensors: .*\nhint:"):
+        models.identity(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("base 0123456789abcdef", "my base 0123456789abcdef", True),
+        ("base 0123456789abcdef", "base 0123456789abcdee", False),
+        ("some/base", "some/base", True),
+        ("some/base", "other/base", False),
+        ("some/base", "base 0123456789abcdef", None),
+        ("base 0123456789abcdef", "some/base", None),
+    ],
+)
+def test_identities_are_of_one_base_or_not_or_cannot_be_compared(one, other, expected):
+    assert models.is_same_base(one, other) is expected
 
 
 @pytest.mark.parametrize("make", [lambda path: path / "nothing", lambda path: path])

@@ -17,7 +17,7 @@ import ray.train
 import torch
 import transformers
 
-from raystyle import adapters, generation, storage
+from raystyle import adapters, generation, models, storage
 from raystyle.config import TrainConfig
 from raystyle.errors import StorageError, TrainingError
 from raystyle.training import attention, checkpoints, heldout, metrics, sharding
@@ -69,6 +69,8 @@ class PackedTrainer(transformers.Trainer):
         self.hidden_TD: Any = None
         self.evaluated: metrics.Records = {}
         self.reading = threading.Thread()
+        # Now, while the folder is what was loaded from it.
+        self.base_identity = models.identity(run.config.model_name_or_path)
         super().__init__(**arguments, callbacks=[SaveAt(run.task.checkpoint_steps), *run.callbacks])
         self.remove_callback(transformers.PrinterCallback)
         base = self.model.get_base_model()
@@ -233,6 +235,7 @@ class PackedTrainer(transformers.Trainer):
         manifest = self.run.task.manifest
         return {
             "base_model": self.run.config.model_name_or_path,
+            "base_identity": self.base_identity,
             "data_digest": manifest["digest"],
             "tokenizer_digest": manifest["tokenizer"]["digest"],
             "step": self.state.global_step,

@@ -23,7 +23,7 @@ def model(request, tiny_model):
     return Gemma2ForCausalLM(config)
 
 
-def trainer_for(model, tmp_path):
+def trainer_for(model, tmp_path, name="m"):
     from transformers import TrainingArguments
 
     from raystyle import flags
@@ -32,9 +32,10 @@ def trainer_for(model, tmp_path):
     from raystyle.training.rows import Order
     from raystyle.training.trainer import PackedTrainer, Run, Task
 
-    needed = {"model_name_or_path": "m", "dataset_path": ["/d"], "output_dir": str(tmp_path)}
+    needed = {"model_name_or_path": name, "dataset_path": ["/d"], "output_dir": str(tmp_path)}
     config = flags.from_dict(TrainConfig, needed | {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0})
-    task = Task({}, "", {"counts": {}}, 1, 0, [1], {}, False)
+    manifest = {"counts": {}, "digest": "d", "tokenizer": {"digest": "t"}}
+    task = Task({}, "", manifest, 1, 0, [1], {}, False)
     run = Run(config, task, Order(1, 1, 1, 0, 1, 1, 0), None, attention.PACKED_SDPA, ())
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True)
     return PackedTrainer(model=lora.attach(model, config), args=arguments, train_dataset=[0], run=run)
@@ -82,3 +83,19 @@ def test_storage_that_does_not_answer_keeps_training_waiting_for_nothing(model, 
     trainer.read_evaluations()
     trainer.reading.join()
     assert [record["step"] for record in trainer.evaluated.values()] == [1]
+
+
+def test_an_adapter_says_which_base_it_was_trained_on_as_it_was_then(tiny_model, tmp_path):
+    import shutil
+
+    from transformers import AutoModelForCausalLM
+
+    from raystyle import models
+
+    shutil.copytree(tiny_model, tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="sdpa")
+    trainer = trainer_for(model, tmp_path / "run", str(tmp_path / "base"))
+    (tmp_path / "base" / "config.json").write_text("{}")
+    about = trainer.about()
+    assert models.is_same_base(about["base_identity"], models.identity(str(tiny_model)))
+    assert (about["tokenizer_digest"], about["data_digest"], about["step"]) == ("t", "d", 0)
