@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test test-vllm check bench clean
 
 setup: .venv/.complete
 
@@ -21,6 +21,16 @@ test: setup
 	$(BIN)/pytest
 	$(BIN)/pytest -m e2e --timeout 1200
 
+# vLLM has an environment of its own, of exactly these packages: nothing is looked up, so it is there in a few minutes.
+.venv-vllm/.complete: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile --requirement constraints-vllm.txt
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+test-vllm: .venv-vllm/.complete
+	.venv-vllm/bin/pytest tests/serving/test_conformance.py tests/serving/test_vllm_plugin.py
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -29,7 +39,8 @@ check: setup
 		raystyle/training_arguments.py raystyle/storage.py raystyle/tokens.py raystyle/training/plan.py \
 		$$(ls raystyle/corpus/*.py | grep -v prepare.py) \
 		$$(ls raystyle/style/*.py | grep -v evaluate.py) raystyle/style/report/*.py raystyle/training/gate.py \
-		raystyle/training/metrics.py
+		raystyle/training/metrics.py raystyle/tensors.py \
+		$$(ls raystyle/serving/*.py | grep -v -e app.py -e replica.py)
 	$(BIN)/python docs/generate.py --check
 
 bench: setup

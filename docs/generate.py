@@ -23,6 +23,7 @@ COMMANDS = [
     config.EvaluateConfig,
     config.AttributeConfig,
     config.ExportConfig,
+    config.ServeConfig,
 ]
 
 

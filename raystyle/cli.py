@@ -9,6 +9,7 @@
     raystyle evaluate --lora_path …     what adapters learned, copied and lost, and which to take
     raystyle attribute --text_path …    which of several authors a text is nearest to; needs no model
     raystyle export --output_dir …      the adapter merged into the base
+    raystyle serve --adapters_path …    base and adapters over HTTP, and a page to compare them
 
 Exit status: 0 done, 2 a mistake in what was asked (one message, no traceback), 1 training that failed, 130 Ctrl-C.
 """
@@ -32,6 +33,7 @@ from raystyle.config import (
     RayConfig,
     RulesConfig,
     SampleConfig,
+    ServeConfig,
     TrainConfig,
 )
 from raystyle.errors import ConfigError, RaystyleError
@@ -115,6 +117,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             f"cannot join the Ray at `{address or 'local'}`: {' '.join(str(error).split())[:300]}\n"
             "hint: is it running, and is its token here (RAY_AUTH_MODE=token, ~/.ray/auth_token)? `ray status` asks it"
         ) from error
+    # Ray has put its own handler in place of `main`'s, which prints a stack and leaves no time to finish anything.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -200,6 +204,15 @@ def run_export(config: ExportConfig) -> None:
     say(f"merged model  {pipeline.export(config)}")
 
 
+def run_serve(config: ServeConfig) -> None:
+    from raystyle.serving import app
+
+    for warning in app.check(config):
+        print(f"raystyle: warning: {warning}", file=sys.stderr)
+    with ray_session(config):
+        app.serve(config, say)
+
+
 def run_demo(config: DemoConfig) -> None:
     hide_loading_bars()
     from raystyle.demo.run import run
@@ -218,4 +231,5 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "evaluate": (EvaluateConfig, run_evaluate),
     "attribute": (AttributeConfig, run_attribute),
     "export": (ExportConfig, run_export),
+    "serve": (ServeConfig, run_serve),
 }

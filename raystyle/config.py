@@ -334,7 +334,9 @@ class SampleConfig:
     max_new_tokens: int = option(200, "the most tokens of a continuation")
     temperature: float = option(0.8, "0 takes the likeliest token each time (greedy)")
     top_p: float = option(0.95, "draw from the likeliest tokens that together have this probability")
+    top_k: int = option(0, "draw from so many of the likeliest tokens only; 0: from all")
     repetition_penalty: float = option(1.0, "above 1, tokens already seen become less likely")
+    lora_scale: float = option(1.0, "how strongly the adapter is applied: 0 is the base, 1 as trained")
     num_samples: int = option(1, "continuations of each prompt")
     seed: int = option(42, "seed of the draws; each sample has its own, made from it")
     trust_remote_code: bool = option(False, "run Python code that comes with the model")
@@ -344,6 +346,8 @@ class SampleConfig:
         require(bool(self.prompt) and all(self.prompt), "a `prompt` is empty\nhint: give at least one character")
         require(self.temperature >= 0, f"`temperature` is {self.temperature}\nhint: use 0 (greedy) or more")
         require(0 < self.top_p <= 1, f"`top_p` is {self.top_p}\nhint: use a share above 0, up to 1")
+        require(self.top_k >= 0, f"`top_k` is {self.top_k}\nhint: use 0 (all tokens) or more")
+        require(0 <= self.lora_scale <= 1.5, f"`lora_scale` is {self.lora_scale}\nhint: use 0 (the base) to 1.5")
         require(
             self.repetition_penalty > 0, f"`repetition_penalty` is {self.repetition_penalty}\nhint: 1 changes nothing"
         )
@@ -447,6 +451,99 @@ class ExportConfig:
     output_dir: str = required("where the merged model goes", path=True)
     tokenizer_name_or_path: str | None = option(None, "tokenizer, where it is not the base model's", path=True)
     trust_remote_code: bool = option(False, "run Python code that comes with the model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig(RayConfig):
+    """Serve a base and its adapters side by side: an OpenAI-compatible API and a page, on Ray Serve.
+
+    It listens on this machine alone; elsewhere only with keys.
+    """
+
+    model_name_or_path: str = required("base model: a hub name or a folder", path=True)
+    adapters_path: tuple[str, ...] = option(
+        (), "adapters, runs or checkpoints, or directories of them; new ones appear as they are complete", path=True
+    )
+    tokenizer_name_or_path: str | None = option(None, "tokenizer, where it is not the base model's", path=True)
+    trust_remote_code: bool = option(False, "run Python code that comes with the model")
+    allow_unverified_base: bool = option(False, "serve adapters that do not say which base they were trained on")
+
+    engine: Literal["auto", "transformers", "vllm"] = option(
+        "auto", "what runs the model; auto: vllm for 1e9 parameters and more on a GPU, where it is installed"
+    )
+    max_length: int = option(4096, "the most tokens of a prompt and its continuation together")
+    max_batch_size: int = option(32, "choices that one replica continues at the same time; more wait")
+    max_adapters: int = option(64, "the most adapters that a replica holds")
+    max_lora_rank: int | None = option(
+        None, "the highest rank vllm makes room for; default: that of the adapters there"
+    )
+    refresh_s: float = option(2.0, "seconds between looks at `adapters_path`")
+
+    host: str = option("127.0.0.1", "address to listen on; other than loopback only with `--api_key_file`")
+    port: int = option(8000, "port to listen on")
+    api_key_file: str | None = option(
+        None, "file of keys, one a line, with a name and a colon in front or without", path=True
+    )
+    admin_key_file: str | None = option(None, "file of keys for /admin; default: /admin is closed", path=True)
+    allowed_hosts: tuple[str, ...] = option((), "names in the Host header beside the address itself and localhost")
+    cors_origins: tuple[str, ...] = option((), "origins whose pages may call the API; default: none but its own")
+
+    max_body_bytes: int = option(1_000_000, "a larger request is refused")
+    max_n: int = option(16, "the most choices of one request, over all its prompts")
+    max_queue: int = option(128, "choices that wait for their turn; further requests are told to come back later")
+    requests_per_minute: int | None = option(None, "the most requests of one key; default: any number")
+    tokens_per_minute: int | None = option(None, "the most new tokens asked for by one key; default: any number")
+    first_token_timeout_s: float = option(120.0, "a request without a token after this long is given up")
+    total_timeout_s: float = option(600.0, "a request that takes longer is given up")
+    drain_timeout_s: float = option(30.0, "how long running requests may take to finish when the server is stopped")
+    log_file: str | None = option(
+        None, "file for the request log, a JSON object a line; default: Ray's own logs", path=True
+    )
+    log_prompts: bool = option(False, "write prompts and texts into the request log")
+
+    min_replicas: int = option(1, "the fewest copies of the model")
+    max_replicas: int = option(1, "the most copies of the model; between the two, the queue decides")
+    tensor_parallel_size: int = option(1, "GPUs that share one copy of the model (vllm)")
+    use_gpu: bool | None = option(None, "run on GPUs; default: where Ray has one")
+    cpus_per_replica: int | None = option(
+        None, "CPU cores of a copy of the model; default: all but one, shared by the copies, or 1 on a GPU"
+    )
+
+    def __post_init__(self) -> None:
+        positive = ["max_length", "max_batch_size", "max_adapters", "refresh_s", "max_body_bytes", "max_n"]
+        positive += [
+            "first_token_timeout_s",
+            "total_timeout_s",
+            "min_replicas",
+            "tensor_parallel_size",
+        ]
+        for name in positive:
+            require(getattr(self, name) > 0, f"`{name}` is {getattr(self, name)}\nhint: use a number above 0")
+        for name in ("max_lora_rank", "requests_per_minute", "tokens_per_minute", "cpus_per_replica"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"`{name}` is {value}\nhint: use a number above 0, or leave it out")
+        for name in ("max_queue", "drain_timeout_s"):
+            require(getattr(self, name) >= 0, f"`{name}` is {getattr(self, name)}\nhint: use 0 or more")
+        require(1 <= self.port <= 65535, f"`port` is {self.port}\nhint: use a port from 1 to 65535")
+        require(
+            self.max_replicas >= self.min_replicas,
+            f"`max_replicas` {self.max_replicas} is below `min_replicas` {self.min_replicas}\nhint: raise it",
+        )
+        require(
+            self.is_loopback or self.api_key_file is not None,
+            f"`host` is {self.host}, which others can reach, and no keys are set\n"
+            "hint: add `--api_key_file keys.txt`, or listen on 127.0.0.1 and forward the port by `ssh -L`",
+        )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach `host`."""
+        import ipaddress
+
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

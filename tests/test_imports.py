@@ -13,7 +13,7 @@ STAGES = {"corpus", "training", "style", "serving"}
 # What joins stages: it may import them. Everything else at the top is shared, and imports no stage.
 JOINING = {"cli", "pipeline", "evaluation", "demo", "__main__"}
 # The one file of each stage that starts Ray, and what it joins.
-RAY_FILES = {"corpus/prepare.py", "style/evaluate.py", "cli.py"} | {
+RAY_FILES = {"corpus/prepare.py", "style/evaluate.py", "serving/app.py", "cli.py"} | {
     f"training/{name}.py" for name in ("fit", "loop", "trainer", "validation")
 }
 
@@ -92,6 +92,7 @@ def test_only_the_command_line_starts_ray():
         "from raystyle.cli import main; main(['--help'])",
         "import raystyle.config, raystyle.flags, raystyle.storage, raystyle.tokens, raystyle.pipeline, raystyle.models",
         "import raystyle.training.plan",
+        "import raystyle.serving.api, raystyle.serving.app, raystyle.serving.replica",
         "import raystyle.corpus.prepare",
     ],
 )

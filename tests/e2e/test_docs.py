@@ -6,8 +6,11 @@ The commands run in order, guide by guide, in an empty folder after `raystyle de
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,10 +68,41 @@ def test_a_second_demo_trains_nothing_and_ends_the_same(folder):
 
 @pytest.mark.parametrize("guide", [g for g in GUIDES if commands(g)], ids=lambda g: g.name)
 def test_the_commands_of_a_guide_run(guide, folder):
-    for command in commands(guide):
-        assert command.startswith("raystyle "), f"a `sh` block of {guide.name} holds something else: {command}"
-        done = shell(command, folder)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    """A server that a guide starts runs until the guide ends, on another port than 8000, which may be taken."""
+    with ExitStack() as servers:
+        port = 8000
+        for command in commands(guide):
+            if command.startswith("raystyle serve "):
+                port = servers.enter_context(served(command, folder))
+                continue
+            assert re.match("(raystyle|curl) ", command), (
+                f"a `sh` block of {guide.name} holds something else: {command}"
+            )
+            done = shell(command.replace("127.0.0.1:8000", f"127.0.0.1:{port}"), folder)
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+            if command.startswith("curl "):
+                assert done.stdout and '"error"' not in done.stdout, f"{command}\n{done.stdout}"
+
+
+@contextmanager
+def served(command: str, folder: Path) -> Iterator[int]:
+    """Run a `raystyle serve` that listens on port 8000 on a free one instead, and wait until it does; gives the port."""
+    assert command.endswith("--port 8000")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, "-m", *command.removesuffix("8000").split(), str(port)]
+    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        said = []
+        while not (said and said[-1].startswith("ready ")):
+            said.append(process.stdout.readline())
+            assert said[-1], "".join(said)
+        yield port
+    finally:
+        process.terminate()
+        assert process.wait(timeout=90) == 0
 
 
 def test_the_pipeline_job_goes_from_raw_text_to_samples(folder):

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import builders
+import httpx
 import pytest
 
 pytestmark = pytest.mark.e2e
@@ -67,6 +70,97 @@ def _submit(address: str, environment: dict[str, str], *words: object) -> subpro
     return subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
     )
+
+
+def serve_flags(model: Path, adapters: Path) -> dict[str, object]:
+    return {
+        "model_name_or_path": str(model),
+        "adapters_path": [str(adapters)],
+        "max_length": 128,
+        "allow_unverified_base": True,
+        "cpus_per_replica": 1,
+    }
+
+
+def answers(url: str, key: str | None = None, timeout_s: float = 240) -> dict[str, Any]:
+    """What a service says of its models, once it does."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            answer = httpx.get(f"{url}/v1/models", headers=headers, timeout=10)
+            if answer.status_code == 200:
+                return answer.json()
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+def is_closed(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_job_serves_until_it_is_stopped(cluster, tiny_model, tmp_path):
+    address, environment = cluster
+    adapter = builders.write_adapter(tmp_path / "adapters/style", tiny_model)
+    [port] = free_ports(1)
+    flags = serve_flags(tiny_model, adapter) | {"adapters_path": adapter, "port": port}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    job = ["job", "submit", "--address", address, "--no-wait", "--submission-id", f"serve-{port}", "--working-dir", "."]
+    started = subprocess.run(
+        [RAY, *job, "--", "python", "jobs/serve.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert started.returncode == 0, started.stdout + started.stderr
+    listed = answers(f"http://127.0.0.1:{port}")
+    assert [card["id"] for card in listed["data"]] == ["base", "style"]
+    stop = [RAY, "job", "stop", "--address", address, f"serve-{port}"]
+    assert subprocess.run(stop, env=environment, capture_output=True, timeout=120).returncode == 0
+    deadline = time.monotonic() + 60
+    while not is_closed(port):
+        assert time.monotonic() < deadline, "stopped, and still listening"
+        time.sleep(0.5)
+
+
+def test_serve_deploy_runs_the_application_with_keys(cluster, tiny_model, tmp_path):
+    """jobs/configs/serve.yaml with paths of this machine; without keys it does not start."""
+    import yaml
+
+    address, environment = cluster
+    adapter = builders.write_adapter(tmp_path / "style", tiny_model)
+    [port] = free_ports(1)
+    config = yaml.safe_load((ROOT / "jobs/configs/serve.yaml").read_text())
+    config["http_options"] = {"host": "127.0.0.1", "port": port}
+    keys = tmp_path / "keys.txt"
+    keys.write_text("me:0123456789abcdef0123456789abcdef\n")
+    keys.chmod(0o600)
+    [application] = config["applications"]
+    application["args"] = serve_flags(tiny_model, adapter) | {"api_key_file": str(keys)}
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+
+    def serve(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [RAY.parent / "serve", words[0], "-a", address, *words[1:]]
+        return subprocess.run(
+            list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+        )
+
+    try:
+        done = serve("deploy", file)
+        assert done.returncode == 0, done.stdout + done.stderr
+        listed = answers(f"http://127.0.0.1:{port}", "0123456789abcdef0123456789abcdef")
+        assert [card["id"] for card in listed["data"]] == ["base", "style"]
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=10).status_code == 401
+        del application["args"]["api_key_file"]
+        file.write_text(yaml.safe_dump(config))
+        assert serve("deploy", file).returncode == 0
+        deadline = time.monotonic() + 120
+        while "no keys are set" not in (status := serve("status").stdout):
+            assert time.monotonic() < deadline, status
+            time.sleep(1)
+    finally:
+        serve("shutdown", "-y")
 
 
 def small(model: Path, prepared: Path, output: object) -> list[object]:

@@ -1,0 +1,236 @@
+"""The embedded engine: one base in transformers, its adapters by `multi_lora`, rows by `decoding`. The default, and on a CPU
+the faster one.
+
+One thread owns the model. It alternates between prompts that came in and one more token for every running row, so that a
+row may join or leave between any two steps; what others want of it goes through a queue that it looks at in between.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+from raystyle.errors import ModelError
+from raystyle.generation import Row, Scored
+from raystyle.serving.contract import FinishReason, Tokens
+from raystyle.serving.errors import RequestError
+
+LOG = logging.getLogger(__name__)
+# How many tokens of prompts are computed while running rows wait: a fraction of a second on either.
+PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU = 512, 8192
+
+
+class _Stream:
+    """What a row gained and its reader has not taken yet; several steps' worth come as one where the reader is slower."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.loop = asyncio.get_running_loop()
+        self.ready = asyncio.Event()
+        self.ids: list[int] = []
+        self.scored: list[Scored] = []
+        self.prompt_scored: list[Scored] = []
+        self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
+        self.slot: Any = None  # the model's thread knows it by this
+
+    def take(self) -> Tokens:
+        found = Tokens(tuple(self.ids), tuple(self.scored), tuple(self.prompt_scored), self.finish_reason)
+        self.ids, self.scored, self.prompt_scored = [], [], []
+        self.ready.clear()
+        return found
+
+
+class TransformersEngine:
+    """`contract.Engine` on a model of transformers. Loads the model when made; raises `ModelError`."""
+
+    name = "transformers"
+    can_scale = True
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        max_length: int,
+        max_batch_size: int,
+        use_gpu: bool | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        import torch
+
+        from raystyle import generation, models, tokens
+        from raystyle.decoding import Decoder
+        from raystyle.multi_lora import MultiLora
+
+        device = torch.device("cpu") if use_gpu is False else models.auto_device()
+        base = models.load_base(model, dtype=models.auto_dtype(device), trust_remote_code=trust_remote_code)
+        network: Any = base.to(device).eval()  # type: ignore[arg-type]
+        known = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = min(max_length, known or max_length)
+        self.vocab_size = network.get_input_embeddings().weight.shape[0]
+        self.lora = MultiLora(network)
+        self.decoder = Decoder(
+            network,
+            generation.end_ids(network, tokens.load_tokenizer(model, trust_remote_code)),
+            max_rows=max_batch_size,
+            prefill_tokens=PREFILL_TOKENS_GPU if device.type == "cuda" else PREFILL_TOKENS_CPU,
+            choose=self._choose,
+        )
+        self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._streams: dict[Any, _Stream] = {}
+        self._loaded: set[str] = set()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="raystyle-model", daemon=True)
+        self._thread.start()
+
+    # ── what others call, on their event loop ──
+
+    async def load(self, digest: str, directory: str) -> None:
+        await self._on_thread(lambda: self.lora.load(digest, directory))
+        self._loaded.add(digest)
+
+    async def unload(self, digest: str) -> None:
+        self._loaded.discard(digest)
+        await self._on_thread(lambda: self.lora.unload(digest))
+
+    async def generate(self, row: Row) -> AsyncGenerator[Tokens, None]:
+        self._check_row(row)
+        stream = _Stream(row)
+        self._asked.put(lambda: self._admit(stream))
+        try:
+            while True:
+                await stream.ready.wait()
+                if stream.error is not None:
+                    raise stream.error
+                found = stream.take()
+                yield found
+                if found.finish_reason is not None:
+                    return
+        finally:
+            if stream.finish_reason is None and stream.error is None:
+                self._asked.put(lambda: self._drop(stream))
+
+    def depth(self) -> tuple[int, int]:
+        # Read beside the model's thread: copies, which are whole.
+        decoder = self.decoder
+        running = sum(not slot.left for slot in [*decoder.running, *decoder.group])
+        return running, len(decoder.waiting) + self._asked.qsize()
+
+    def check(self) -> None:
+        if not self._thread.is_alive():
+            raise RuntimeError("the thread that runs the model has ended")
+
+    async def close(self) -> None:
+        self._closing = True
+        self._asked.put(lambda: None)
+        await asyncio.to_thread(self._thread.join, 30)
+
+    def _check_row(self, row: Row) -> None:
+        if not row.prompt_ids or max(row.prompt_ids) >= self.vocab_size or min(row.prompt_ids) < 0:
+            raise RequestError(
+                "invalid_value", f"the prompt's token ids are not all from 0 to {self.vocab_size - 1}", "prompt"
+            )
+        if len(row.prompt_ids) + row.sampling.max_new_tokens > self.max_length:
+            raise RequestError(
+                "context_length_exceeded",
+                f"context_length_exceeded: {len(row.prompt_ids)} tokens of the prompt and {row.sampling.max_new_tokens} new "
+                f"ones are more than {self.max_length}",
+            )
+        if row.adapter is not None and row.adapter not in self._loaded:
+            raise RequestError("unavailable", "the adapter is not loaded any more")
+
+    async def _on_thread(self, work: Callable[[], None]) -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+        def settle(error: Exception | None) -> None:
+            if not done.cancelled():
+                done.set_result(None) if error is None else done.set_exception(error)
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                loop.call_soon_threadsafe(settle, error)
+            else:
+                loop.call_soon_threadsafe(settle, None)
+
+        self._asked.put(run)
+        await done
+
+    # ── the model's thread ──
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                self._answer()
+                for advance in (self.decoder.prefill, self.decoder.step):
+                    self._deliver(advance())
+            except Exception as error:
+                # Nobody knows what the cache holds now: every row ends here, and the next one starts afresh.
+                LOG.exception("the model failed")
+                self._fail(error)
+
+    def _answer(self) -> None:
+        """Do what was asked; wait for it where there is nothing else to do."""
+        with contextlib.suppress(queue.Empty):
+            if self.decoder.is_idle:
+                self._asked.get()()
+            while not self._closing:
+                self._asked.get_nowait()()
+
+    def _admit(self, stream: _Stream) -> None:
+        if stream.row.adapter is not None and stream.row.adapter not in self.lora.ranks:
+            self._post([(stream, None, RequestError("unavailable", "the adapter is not loaded any more"))])
+            return
+        stream.slot = self.decoder.admit(stream.row)
+        self._streams[stream.slot] = stream
+
+    def _drop(self, stream: _Stream) -> None:
+        if self._streams.pop(stream.slot, None) is not None:
+            self.decoder.drop(stream.slot)
+
+    def _choose(self, rows: Sequence[Row]) -> None:
+        self.lora.choose([(row.adapter, row.scale) for row in rows])
+
+    def _deliver(self, steps: Sequence[Any]) -> None:
+        found: list[tuple[_Stream, Any, Exception | None]] = []
+        for step in steps:
+            stream = self._streams.get(step.slot)
+            if stream is None:
+                continue
+            if step.finish_reason or step.error:
+                del self._streams[step.slot]
+            found.append((stream, step, ModelError(step.error) if step.error else None))
+        self._post(found)
+
+    def _fail(self, error: Exception) -> None:
+        self.decoder.clear()
+        failed, self._streams = list(self._streams.values()), {}
+        reason = error if isinstance(error, ModelError) else RequestError("internal_error", "the model failed")
+        self._post([(stream, None, reason) for stream in failed])
+
+    def _post(self, found: list[tuple[_Stream, Any, Exception | None]]) -> None:
+        """Hand what rows gained to their readers: one call into each event loop, whatever their number."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Any, Exception | None]]] = {}
+        for entry in found:
+            by_loop.setdefault(entry[0].loop, []).append(entry)
+        for loop, entries in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop has been closed, and nobody reads any more
+                loop.call_soon_threadsafe(_hand_over, entries)
+
+
+def _hand_over(entries: list[tuple[_Stream, Any, Exception | None]]) -> None:
+    for stream, step, error in entries:
+        if step is not None:
+            if step.token is not None:
+                stream.ids.append(step.token)
+            if step.scored is not None:
+                stream.scored.append(step.scored)
+            stream.prompt_scored += step.slot.prompt_scored
+            step.slot.prompt_scored = []
+            stream.finish_reason = step.finish_reason
+        stream.error = error
+        stream.ready.set()

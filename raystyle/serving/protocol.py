@@ -1,0 +1,337 @@
+"""What may be asked: JSON taken strictly, and the bodies of OpenAI's completions and chat, and of our comparison.
+
+Nothing is guessed and nothing is dropped: a key that is not known, or that asks for what cannot be done, is refused by
+name. A null is the same as leaving the key out, as with OpenAI.
+"""
+
+import difflib
+import json
+import math
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+
+from raystyle.serving.errors import RequestError
+
+MAX_DEPTH = 32
+MAX_STOPS, MAX_STOP_CHARS = 16, 256  # OpenAI takes 4
+MAX_SEED = 2**63 - 1
+MAX_TOP_K = 1_000_000  # more than any vocabulary
+MAX_TOKEN_ID = 2**31 - 1
+SHOWN_CHARS = 60
+
+# What OpenAI has and this server has not, with the values that ask for nothing.
+NO_EFFECT: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "web_search_options": (),
+}
+# What says something about the caller, and nothing about the answer.
+IGNORED = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "user")
+
+Body = TypeVar("Body", bound="Request")
+
+
+def refuse(message: str, param: str | None = None) -> NoReturn:
+    raise RequestError("invalid_value", message, param)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: short, and on one line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
+
+
+# ── JSON ──
+
+
+def parse(model: type[Body], raw: bytes, content_type: str) -> Body:
+    """A request's body. Raises `RequestError` `invalid_value` with the parameter, for the first thing that is wrong."""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        refuse(f"the content type is {shown(content_type)}; send application/json")
+    value = load_json(raw)
+    if not isinstance(value, dict):
+        refuse("the body is no JSON object")
+    foreign = [key for key in value if key not in model.model_fields]
+    for key in foreign:
+        _check_foreign(model, key, value[key])
+    try:
+        return model.model_validate({key: item for key, item in value.items() if key not in foreign})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+    param = ".".join(str(part) for part in first["loc"])[:100]
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        refuse(f"`{param}` is missing", param)
+    refuse(f"`{param}` is {shown(first['input'])}: {reason[:1].lower()}{reason[1:]}", param)
+
+
+def _check_foreign(model: type["Request"], key: str, value: Any) -> None:
+    """A key that the body has no field for: ignored, without effect, or refused."""
+    if key in IGNORED or value is None:
+        return
+    if key in NO_EFFECT:
+        # JSON knows false from 0, Python does not.
+        if not any(value == none and isinstance(value, bool) == isinstance(none, bool) for none in NO_EFFECT[key]):
+            refuse(f"`{key}` is {shown(value)}, and this server has no {key}; leave it out", key)
+        return
+    near = difflib.get_close_matches(key[:64], model.model_fields, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(model.model_fields)}"
+    refuse(f"there is no `{key[:64]}`{hint}", key[:64])
+
+
+def load_json(raw: bytes) -> Any:
+    """JSON by the letter: UTF-8, no NaN, numbers that fit into 64 bits, not nested too deeply, no halves of surrogates.
+    Raises `RequestError` `invalid_value`."""
+    try:
+        value = json.loads(
+            raw.decode("utf-8"), parse_constant=_no_constant, parse_int=_int_of_64_bits, parse_float=_finite
+        )
+    except UnicodeDecodeError as error:
+        refuse(f"the body is not UTF-8: byte {error.start} does not belong there")
+    except json.JSONDecodeError as error:
+        refuse(f"the body is no JSON: {error.msg} at character {error.pos}")
+    except RecursionError:
+        refuse(f"the body is nested more than {MAX_DEPTH} deep")
+    _check_depth(value)
+    if b"\\u" in raw:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            refuse("the body has half a surrogate pair, which no text has")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    refuse(f"the body has {name}, which JSON has not")
+
+
+def _int_of_64_bits(digits: str) -> int:
+    # int() of a very long one is refused by Python; 20 characters hold any of 64 bits.
+    value = int(digits) if len(digits) <= 20 else None
+    if value is None or not -(2**63) <= value < 2**63:
+        refuse(f"the body has the whole number {digits[:SHOWN_CHARS]}, which does not fit into 64 bits")
+    return value
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        refuse(f"the body has the number {digits[:SHOWN_CHARS]}, which is too large")
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            refuse(f"the body is nested more than {MAX_DEPTH} deep")
+        level = [item for parent in level for item in (parent.values() if isinstance(parent, dict) else parent)]
+
+
+# ── values that may be written in several ways ──
+
+
+def _prompts(value: Any) -> Any:
+    """A prompt, or several; each is text or token ids."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        raise ValueError("a prompt is text, a list of texts, a list of token ids, or a list of such lists")
+    if all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if all(isinstance(item, list) and item for item in value):
+        return tuple(_token_ids(item) for item in value)
+    return (_token_ids(value),)
+
+
+def _token_ids(value: list[Any]) -> tuple[int, ...]:
+    if not all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value):
+        raise ValueError("a prompt is text, a list of texts, a list of token ids, or a list of such lists")
+    return tuple(value)
+
+
+def _stops(value: Any) -> Any:
+    texts = [value] if isinstance(value, str) else value
+    if not (
+        isinstance(texts, list)
+        and len(texts) <= MAX_STOPS
+        and all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_CHARS for text in texts)
+    ):
+        raise ValueError(f"up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters, or one")
+    return tuple(texts)
+
+
+def _content(value: Any) -> Any:
+    """A message's text, which may come in parts."""
+    if isinstance(value, list) and value:
+        if not all(isinstance(part, dict) and part.keys() == {"type", "text"} for part in value):
+            raise ValueError('a content is text, or parts as {"type": "text", "text": "…"}')
+        if not all(part["type"] == "text" and isinstance(part["text"], str) for part in value):
+            raise ValueError('a content is text, or parts as {"type": "text", "text": "…"}')
+        return "".join(part["text"] for part in value)
+    return value
+
+
+_TOKEN_IDS_SCHEMA = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID},
+}
+_STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+_PART_SCHEMA = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+    "additionalProperties": False,
+}
+
+Prompts = Annotated[
+    tuple[str | tuple[int, ...], ...],
+    BeforeValidator(_prompts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                _TOKEN_IDS_SCHEMA,
+                {"type": "array", "minItems": 1, "items": _TOKEN_IDS_SCHEMA},
+            ]
+        }
+    ),
+]
+Stops = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_stops),
+    WithJsonSchema({"anyOf": [_STOP_SCHEMA, {"type": "array", "maxItems": MAX_STOPS, "items": _STOP_SCHEMA}]}),
+]
+Content = Annotated[
+    str,
+    BeforeValidator(_content),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _PART_SCHEMA}]}),
+]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Scale = Annotated[float, Field(ge=0, le=1.5)]
+
+
+# ── bodies ──
+
+
+class Strict(BaseModel):
+    """No key that is not known, no value of another type; a null is no value."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+
+class Request(Strict):
+    """What all three bodies have. Ours are `top_k`, `repetition_penalty` and the scale."""
+
+    stop: Stops = ()
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="draw from so many of the likeliest tokens; 0: from all")
+    repetition_penalty: float = Field(1.0, ge=0.1, le=10)
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ModelRequest(Request):
+    """What completions and chat have both."""
+
+    model: Name
+    n: int = Field(1, ge=1, le=128, description="choices of each prompt")
+    seed: Seed | None = Field(
+        None, description="choice i of prompt p draws by seed + 1000 p + i; default: a random one"
+    )
+    temperature: Temperature = 1.0
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    lora_scale: Scale = Field(1.0, description="multiplies the adapter's update, where the engine can")
+
+
+class CompletionRequest(ModelRequest):
+    """Legacy completions: raw continuation of text or of token ids."""
+
+    prompt: Prompts
+    max_tokens: int = Field(16, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=5)
+    echo: bool = False
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> "CompletionRequest":
+        if self.best_of not in (None, self.n):
+            refuse(
+                f"`best_of` is {self.best_of} and `n` is {self.n}: all choices are returned, none is picked", "best_of"
+            )
+        if self.max_tokens == 0 and not self.echo:
+            refuse("`max_tokens` is 0, which only goes with `echo`", "max_tokens")
+        return self
+
+
+class ChatMessage(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    name: str | None = Field(None, max_length=256, description="not shown to the model")
+
+
+class ChatRequest(ModelRequest):
+    """Chat, by the tokenizer's own template."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _together(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            refuse("`top_logprobs` goes with `logprobs`: true", "top_logprobs")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            refuse("`max_tokens` and `max_completion_tokens` differ; the latter is enough", "max_completion_tokens")
+        return self
+
+
+class CompareRequest(Request):
+    """One prompt, continued by every model at every scale, temperature and seed."""
+
+    prompt: str
+    models: list[Name] = Field(min_length=1, max_length=256)
+    lora_scales: list[Scale] = Field([1.0], min_length=1, max_length=16)
+    temperatures: list[Temperature] = Field([0.8], min_length=1, max_length=64)
+    seeds: list[Seed] | None = Field(None, min_length=1, max_length=64, description="default: a random one")
+    max_tokens: int = Field(200, ge=1)
+    top_p: float = Field(0.95, gt=0, le=1)
+    stream: bool = True
+
+    @model_validator(mode="after")
+    def _together(self) -> "CompareRequest":
+        for name in ("models", "lora_scales", "temperatures", "seeds"):
+            values = getattr(self, name) or []
+            if len(set(values)) < len(values):
+                refuse(f"`{name}` has a value twice", name)
+        return self

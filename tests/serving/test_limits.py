@@ -1,0 +1,99 @@
+"""Admission and token buckets."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raystyle.config import ServeConfig
+from raystyle.serving.errors import RequestError
+from raystyle.serving.limits import Admission, Bucket, Rates, capacity, limits, max_cells, max_choices
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = 1000.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@given(
+    st.integers(1, 1000),
+    st.lists(st.tuples(st.floats(0, 120), st.integers(1, 1000)), max_size=60),
+)
+def test_a_bucket_never_gives_more_than_a_minutes_worth_and_its_rate(per_minute, steps):
+    clock = Clock()
+    bucket = Bucket(per_minute, clock)
+    granted = []
+    for passed_s, amount in steps:
+        clock.now_s += passed_s
+        if not bucket.take(amount):
+            granted.append((clock.now_s, amount))
+    for first, (start_s, _) in enumerate(granted):
+        total = 0
+        for at_s, amount in granted[first:]:
+            total += amount
+            assert total <= per_minute + (at_s - start_s) * per_minute / 60 + 1e-6
+
+
+@given(st.integers(1, 1000), st.lists(st.integers(1, 1000), min_size=1, max_size=30))
+def test_a_bucket_gives_after_the_time_it_says_and_not_before(per_minute, amounts):
+    clock = Clock()
+    bucket = Bucket(per_minute, clock)
+    for amount in (min(amount, per_minute) for amount in amounts):
+        wait_s = bucket.take(amount)
+        if wait_s:
+            clock.now_s += 0.9 * wait_s
+            assert bucket.take(amount) > 0
+            clock.now_s += 0.1 * wait_s + 1e-6
+            assert bucket.take(amount) == 0
+
+
+@given(st.integers(1, 50), st.lists(st.integers(1, 20), max_size=40), st.randoms())
+def test_admission_holds_what_is_in_flight_and_no_more(most, asked, random):
+    admission, held = Admission(most), []
+    for choices in asked:
+        room = most - sum(n for n, _ in held)
+        block = admission.admitted(choices)
+        if choices <= room:
+            block.__enter__()
+            held.append((choices, block))
+        else:
+            with pytest.raises(RequestError) as caught:
+                block.__enter__()
+            assert caught.value.code == "server_busy" and caught.value.retry_after_s
+        if held and random.random() < 0.5:
+            held.pop(random.randrange(len(held)))[1].__exit__(None, None, None)
+        assert admission.in_flight == sum(n for n, _ in held) <= most
+
+
+def test_admission_gives_back_what_failed():
+    admission = Admission(2)
+    with pytest.raises(ValueError), admission.admitted(2):
+        raise ValueError
+    assert admission.in_flight == 0
+
+
+def test_an_idle_server_is_drained_at_once_and_takes_no_more():
+    admission = Admission(2)
+    assert asyncio.run(admission.drain(0.01))
+    with pytest.raises(RequestError, match="about to stop"), admission.admitted(1):
+        pass
+
+
+def test_keys_have_rates_of_their_own():
+    rates = Rates(ServeConfig(model_name_or_path="base", requests_per_minute=1))
+    rates.take_request("li")
+    rates.take_request("wang")
+    with pytest.raises(RequestError):
+        rates.take_request("li")
+
+
+def test_no_request_is_taken_that_can_never_be_admitted():
+    config = ServeConfig(model_name_or_path="base", max_batch_size=4, max_queue=2, max_n=16)
+    assert (capacity(config), max_choices(config), max_cells(config)) == (6, 6, 6)
+    told = "\n".join(limits(config))
+    assert "choices in flight: 6 (4 on each of 1 replicas, 2 waiting)" in told and "choices of a request: 6" in told
+    assert "1000000 bytes" in told and "any number of requests a minute" in told
