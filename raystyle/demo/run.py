@@ -176,4 +176,5 @@ time          {result.seconds:.0f} s
 next, with your own files and model:
   raystyle train --model_name_or_path YOUR_MODEL --dataset_path 'your/novels/*.txt' --output_dir runs/yours
 more of this one:
-  raystyle sample --model_name_or_path {base_dir} --lora_path {run_dir} --prompt {json.dumps("话说", ensure_ascii=False)}"""
+  raystyle sample --model_name_or_path {base_dir} --lora_path {run_dir} --prompt {json.dumps("话说", ensure_ascii=False)}
+  raystyle serve --model_name_or_path {base_dir} --adapters_path {run_dir} --port 8000"""

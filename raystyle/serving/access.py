@@ -133,6 +133,13 @@ class Access:
         record = Record(request_id, scope["method"], scope["path"], time.perf_counter(), headers)
         scope["raystyle"] = record
 
+        async def receive_on() -> Message:
+            try:
+                return await receive()
+            except Exception as error:
+                # Serve calls off what it receives by along with the request of a client that leaves: either may come first.
+                raise ClientGone from error
+
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
@@ -140,7 +147,7 @@ class Access:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_on)
+            await self.app(scope, receive_on, send_on)
         except (ClientGone, asyncio.CancelledError) as gone:
             record.code, record.status = "cancelled", CLIENT_GONE_STATUS
             if isinstance(gone, asyncio.CancelledError):

@@ -35,10 +35,11 @@ class TextStream:
     def add(self, ids: Sequence[int]) -> str:
         """The characters that became whole with these tokens. After a stop string there are none."""
         found = ""
-        for token in ids:
+        # One by one only where a stop string may end the text between two of them.
+        for some in [[token] for token in ids] if self.stop else [ids]:
             if self.stopped:
                 break
-            self._ids.append(token)
+            self._ids += some
             found += self._release(self._decoded(), is_last=False)
         self.length += len(found)
         return found

@@ -1,5 +1,6 @@
 """What a user gets wrong: one clear message, exit 2, no traceback, nothing written."""
 
+import socket
 import subprocess
 import sys
 import time
@@ -127,3 +128,40 @@ def test_jobs_take_what_the_commands_take():
         )
         assert done.returncode == 2
         assert "unknown setting `--nonsense`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"host": "0.0.0.0"}, "no keys are set"),
+        ({"model_name_or_path": "/nowhere/model"}, "/nowhere/model"),
+        ({"adapters_path": "/nowhere/adapters"}, "/nowhere/adapters"),
+        ({"api_key_file": "/nowhere/keys"}, "/nowhere/keys"),
+        ({"port": 80000}, "from 1 to 65535"),
+        ({"adapter_path": "/a"}, "did you mean `--adapters_path`"),
+        ({"tensor_parallel_size": 2}, "vllm"),
+        ({"engine": "vllm"}, "not installed"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_mistake_in_serve(change, message, tiny_model):
+    values = {"model_name_or_path": tiny_model, "port": 1025} | change
+    assert message in refused("serve", *[word for name, value in values.items() for word in (f"--{name}", value)])
+
+
+def test_a_port_that_is_taken(tiny_model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in refused(
+            "serve", "--model_name_or_path", tiny_model, "--port", port
+        )
+
+
+def test_a_key_that_is_too_short_is_not_shown(tiny_model, tmp_path):
+    keys = tmp_path / "keys.txt"
+    keys.write_text("hunter2\n")
+    keys.chmod(0o600)
+    said = refused("serve", "--model_name_or_path", tiny_model, "--api_key_file", keys, "--port", 1025)
+    assert "line 1" in said and "hunter2" not in said

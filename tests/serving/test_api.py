@@ -457,6 +457,35 @@ def test_a_client_that_does_not_read_does_not_hold_its_place_forever(monkeypatch
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("good", [0, 1])
+def test_a_client_whose_messages_cannot_be_got_any_more_has_left(good, caplog):
+    """Before its body came, or while its answer is made."""
+
+    async def scenario():
+        backend = Scripted()
+        backend.first_token_s = 60
+        app, scopes, left = app_of(backend), [], good
+
+        async def called_off(scope, receive, send):
+            async def failing():
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    await asyncio.sleep(0.01)
+                    raise RuntimeError("called off")
+                return await receive()
+
+            scopes.append(scope)
+            await app(scope, failing, send)
+
+        await asyncio.wait_for(ask(called_off, "POST", "/v1/completions", COMPLETION), 5)
+        assert scopes[0]["raystyle"].code == "cancelled" and len(backend.closed) == len(backend.asked) == good
+        assert app._service.admission.in_flight == 0
+
+    asyncio.run(scenario())
+    assert "Traceback" not in caplog.text
+
+
 # ── told to those who run it ──
 
 

@@ -92,14 +92,22 @@ def test_the_same_prompt_of_different_adapters_shares_nothing(running: Running) 
 
 
 def test_more_adapters_in_one_batch_than_any_engine_has_places_for(running: Running, tmp_path: Path) -> None:
-    base = running.directories["base"]
+    """The base is among them: with every place taken there is none whose adapter a base row could pick up unseen."""
     names = [f"many-{number}" for number in range(20)]
     for number, name in enumerate(names):
-        engines.write_adapter(tmp_path / name, base, seed=100 + number, r=2, target_modules=["q_proj", "down_proj"])
-        running.run(running.engine.load(name, str(tmp_path / name)))
+        config = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
+        engines.write_adapter(tmp_path / name, running.directories["base"], seed=100 + number, **config)
+
+    async def load() -> None:
+        await asyncio.gather(*(running.engine.load(name, str(tmp_path / name)) for name in names))
+
+    running.run(load())
     alone = [running.complete(row(prompt(3), name))[0].ids for name in names]
-    together = running.complete(*(row(prompt(3), name) for name in (*names, *names)))
-    assert [result.ids for result in together] == alone * 2
+    bases = [row(prompt(seed)) for seed in range(4)]
+    together = running.complete(*bases[:2], *(row(prompt(3), name) for name in (*names, *names)), *bases[2:])
+    found = [result.ids for result in together]
+    assert found[2:-2] == alone * 2
+    assert found[:2] + found[-2:] == [running.reference.greedy(each) for each in bases]
     assert len(set(alone)) == len(names)
     for name in names:
         running.run(running.engine.unload(name))

@@ -1,4 +1,4 @@
-"""The engine for GPUs: vLLM, with one LoRA slot an adapter, driven by token ids alone.
+"""The engine for large models on GPUs: vLLM, driven by token ids alone. On a CPU it runs too, for its tests.
 
 vLLM runs the model in processes of its own. A row becomes one of its requests, an adapter one of its LoRA requests, named
 by its digest, since vLLM keys its prefix cache by that name, and numbered anew at each load, since it keeps weights by
@@ -38,17 +38,18 @@ UNREAD = ("rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication"
 def environment(config: "ServeConfig") -> dict[str, str]:
     """Variables for the process that makes a `VllmEngine`, beside OMP_NUM_THREADS, which Ray sets: no reports to vLLM's
     makers, no look at the hub where the model is a folder."""
-    variables = {
-        "DO_NOT_TRACK": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        # On one CPU the model runs in the process that schedules it: a third start-up and 0.4 GB less.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # Threads that spin while they wait take the cores from those that work, of which there are more.
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    return variables | ({"HF_HUB_OFFLINE": "1"} if os.path.isdir(config.model_name_or_path) else {})
+    variables = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if os.path.isdir(config.model_name_or_path):
+        variables["HF_HUB_OFFLINE"] = "1"
+    if not config.use_gpu:
+        variables |= {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # The model runs in the process that schedules it: a third start-up and 0.4 GB less.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # Threads that spin while they wait take the cores from those that work, of which there are more.
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+    return variables
 
 
 class VllmEngine:
@@ -94,6 +95,7 @@ class VllmEngine:
         self.max_length = max_length if positions is None else min(max_length, positions - 1)
         self._max_batch_size = max_batch_size
         self._adapters: dict[str, Any] = {}
+        self._loading = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._rows = itertools.count(1)
         rows_tokens = max_batch_size * (self.max_length // CPU_BLOCK + 1) * CPU_BLOCK
@@ -122,23 +124,27 @@ class VllmEngine:
             disable_log_stats=True,
             **({} if use_gpu else on_cpu),
         )
-        self._llm = AsyncLLM.from_engine_args(arguments)
+        try:
+            self._llm = AsyncLLM.from_engine_args(arguments)
+        except ValueError as error:
+            raise ModelError(f"vllm cannot run the base `{model}`: {error}") from error
 
     async def load(self, digest: str, directory: str) -> None:
         from vllm.lora.request import LoRARequest
 
-        if digest in self._adapters:
-            return
-        await asyncio.to_thread(self._layout.check, directory)
-        request = LoRARequest(digest, next(self._numbers), directory)
-        try:
-            await self._llm.add_lora(request)
-        except Exception as error:
-            self.check()
-            # What failed half-way is in vLLM's books all the same.
-            await self._llm.remove_lora(request.lora_int_id)
-            raise ModelError(f"vllm cannot take the adapter `{directory}`: {error}") from error
-        self._adapters[digest] = request
+        async with self._loading:
+            if digest in self._adapters:
+                return
+            await asyncio.to_thread(self._layout.check, directory)
+            request = LoRARequest(digest, next(self._numbers), directory)
+            try:
+                await self._llm.add_lora(request)
+            except Exception as error:
+                self.check()
+                # What failed half-way is in vLLM's books all the same.
+                await self._llm.remove_lora(request.lora_int_id)
+                raise ModelError(f"vllm cannot take the adapter `{directory}`: {error}") from error
+            self._adapters[digest] = request
 
     async def unload(self, digest: str) -> None:
         request = self._adapters.pop(digest, None)
@@ -156,7 +162,7 @@ class VllmEngine:
             f"row-{next(self._rows)}",
             lora_request=request,
         )
-        # Only `aclosing` ends vLLM's request at once when this iterator is closed.
+        # Closed with this iterator, not when the garbage collector comes by: that ends vLLM's request.
         async with contextlib.aclosing(stream) as outputs:
             async for output in outputs:
                 yield self._tokens(row, output)
