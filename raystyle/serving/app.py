@@ -39,6 +39,9 @@ class Model:
 
         config = from_dict(ServeConfig, values)
         _log(config.log_file)
+        # The model's thread gives the interpreter's lock up in every operation, and a busy event loop may keep it for so long
+        # each time: 5 ms, if it were left as it is.
+        sys.setswitchinterval(0.0005)
         self.replica = await Replica.start(config)
 
     async def generate(self, generation: Generation) -> AsyncGenerator[list[Started | Delta], None]:

@@ -29,6 +29,9 @@ CANARY_TOKENS = 48
 # The least an adapter must change one log-probability of these, in nats: a hundred times fp32's rounding, and far below
 # what anyone could see.
 LEAST_EFFECT = 1e-4
+# Seconds between two messages of a generation, for each that runs: messages of all of them take at most about 250 a second,
+# which is most of a core in the processes between here and the client, however many there are.
+SHARED_PACE_S = 0.004
 
 
 class Replica:
@@ -47,6 +50,7 @@ class Replica:
             max_adapters=config.max_adapters,
         )
         self.effects: dict[str, float] = {}  # of the digests that the engine holds
+        self.running = 0  # generations
         self._looking = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
 
@@ -154,11 +158,13 @@ class Replica:
         rows = [self._row(generation, ids, sampling) for sampling in generation.samplings]
         if generation.adapter is not None:
             await self._hold(generation.adapter)
+        self.running += 1
         try:
             async with contextlib.aclosing(self._run(generation, rows)) as lists:
                 async for found in lists:
                     yield found
         finally:
+            self.running -= 1
             if generation.adapter is not None:
                 self.registry.release(generation.adapter)
 
@@ -233,7 +239,7 @@ class Replica:
                     yield found
                 if is_over:
                     return
-                await asyncio.wait(tasks, timeout=generation.pace_s)
+                await asyncio.wait(tasks, timeout=max(generation.pace_s, SHARED_PACE_S * self.running))
         finally:
             for task in tasks:
                 task.cancel()

@@ -111,7 +111,15 @@ class Bounded(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread_timer = self.loop.call_later(UNREAD_TIMEOUT_S, self.transport.abort)
+        self._wait_for_reader(math.inf)
+
+    def _wait_for_reader(self, left_before: float) -> None:
+        """Again and again as long as the client takes something."""
+        left = self.transport.get_write_buffer_size()
+        if left < left_before:
+            self._unread_timer = self.loop.call_later(UNREAD_TIMEOUT_S, self._wait_for_reader, left)
+        else:
+            self.transport.abort()
 
     def resume_writing(self) -> None:
         if self._unread_timer is not None:
