@@ -205,10 +205,12 @@ def run_export(config: ExportConfig) -> None:
 
 
 def run_serve(config: ServeConfig) -> None:
-    from raystyle.serving import app
+    from raystyle.serving import app, wall
 
     for warning in app.check(config):
         print(f"raystyle: warning: {warning}", file=sys.stderr)
+    # For Serve's proxy: limits that it has no setting for. A cluster that runs already has its own, in its image.
+    os.environ.setdefault(wall.VARIABLE, f"{wall.__name__}:build")
     with ray_session(config):
         app.serve(config, say)
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def nothing_left(running: Running) -> Iterator[None]:
     yield
     with contextlib.suppress(RuntimeError):
         running.engine.check()
-        assert running.engine.depth() == (0, 0)
+        assert running.run(settled(running, (0, 0)))
 
 
 def mixed(count: int, **changes: Any) -> list[Row]:
@@ -255,52 +255,66 @@ def test_logprobs_are_the_models_own(running: Running, adapter: str | None, coun
 # ── rows come and go ──
 
 
+def in_time(running: Running, scenario: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    """What has to happen while long rows run. On a busy machine this process may sleep until they are over, so the
+    scenario says whether it came in time, and may try again; an engine that cannot do it never does."""
+    assert any(running.run(scenario()) for _ in range(5))
+
+
 def test_a_row_starts_while_others_run(running: Running) -> None:
     rows = running.long_rows[:6]
 
-    async def scenario() -> None:
+    async def scenario() -> bool:
         streams = [running.engine.generate(each) for each in rows]
-        for stream in streams:
-            await anext(stream)
+        gained = [len((await anext(stream)).ids) for stream in streams]
         late = await engines.finish(running.engine, row(prompt(0), "a", new=4))
-        # The others have far to go still.
-        assert running.engine.depth() == (len(rows), 0)
+        is_in_time = running.engine.depth() == (len(rows), 0)
         assert late.ids == running.reference.greedy(row(prompt(0), "a", new=4))
-        for stream, asked in zip(streams, rows, strict=True):
-            gained = 1 + sum([len(tokens.ids) async for tokens in stream])
-            assert gained == asked.sampling.max_new_tokens
+        for number, stream in enumerate(streams):
+            gained[number] += sum([len(tokens.ids) async for tokens in stream])
+        assert gained == [asked.sampling.max_new_tokens for asked in rows]
+        return is_in_time
 
-    running.run(scenario())
+    in_time(running, scenario)
 
 
 def test_what_finds_no_place_waits_and_a_closed_row_makes_place(running: Running) -> None:
     rows = running.long_rows
 
-    async def scenario() -> None:
+    async def scenario() -> bool:
         streams = [running.engine.generate(each) for each in rows]
         for stream in streams:
             await anext(stream)
         waiting = [asyncio.create_task(engines.finish(running.engine, row(prompt(n), "b", new=2))) for n in range(2)]
-        await settled(running, (MAX_BATCH_SIZE, 2))
+        is_in_time = await settled(running, (MAX_BATCH_SIZE, 2))
         waiting[0].cancel()  # before its first token
-        with contextlib.suppress(asyncio.CancelledError):
-            await waiting[0]
-        await settled(running, (MAX_BATCH_SIZE, 1))
+        await asyncio.wait(waiting[:1])
+        is_in_time &= await settled(running, (MAX_BATCH_SIZE, 1))
         await streams[0].aclose()
         assert (await waiting[1]).ids == running.reference.greedy(row(prompt(1), "b", new=2))
-        await settled(running, (MAX_BATCH_SIZE - 1, 0))
+        is_in_time &= await settled(running, (MAX_BATCH_SIZE - 1, 0))
         for stream in streams[1:]:
             await stream.aclose()
-        await settled(running, (0, 0))
+        assert await settled(running, (0, 0))
+        return is_in_time
 
-    running.run(scenario())
+    in_time(running, scenario)
+
+
+async def settled(running: Running, depth: tuple[int, int]) -> bool:
+    """Whether the engine comes to have so many rows, within two seconds."""
+    for _ in range(200):
+        if running.engine.depth() == depth:
+            return True
+        await asyncio.sleep(0.01)
+    return False
 
 
 def test_an_iterator_closed_before_it_began_leaves_nothing(running: Running) -> None:
     async def scenario() -> None:
         stream = running.engine.generate(row(prompt(0)))
         await stream.aclose()
-        await settled(running, (0, 0))
+        assert await settled(running, (0, 0))
 
     running.run(scenario())
 
@@ -317,14 +331,6 @@ def test_rows_that_go_change_nothing_for_those_that_stay(running: Running) -> No
         return await asyncio.gather(*staying)
 
     assert [found.ids for found in running.run(scenario())] == [running.reference.greedy(each) for each in rows[:3]]
-
-
-async def settled(running: Running, depth: tuple[int, int]) -> None:
-    for _ in range(500):
-        if running.engine.depth() == depth:
-            return
-        await asyncio.sleep(0.01)
-    assert running.engine.depth() == depth
 
 
 # ── adapters come and go ──
@@ -351,16 +357,18 @@ def test_adapters_that_come_and_go_change_no_running_row(running: Running, tmp_p
         config = ADAPTERS["b"] | {"r": 8}
         engines.write_adapter(tmp_path / str(number), running.directories["base"], seed=50 + number, **config)
 
-    async def scenario() -> list[engines.Result]:
+    async def scenario() -> bool:
         tasks = [asyncio.create_task(engines.finish(running.engine, each)) for each in rows]
         for name in ("0", "1", "2"):
             await running.engine.load(f"new-{name}", str(tmp_path / name))
             assert (await engines.finish(running.engine, row(prompt(0), f"new-{name}", new=2))).ids
             await running.engine.unload(f"new-{name}")
-        assert not all(task.done() for task in tasks)
-        return await asyncio.gather(*tasks)
+        is_in_time = not any(task.done() for task in tasks)
+        found = await asyncio.gather(*tasks)
+        assert [result.ids for result in found] == [running.reference.greedy(each) for each in rows]
+        return is_in_time
 
-    assert [found.ids for found in running.run(scenario())] == [running.reference.greedy(each) for each in rows]
+    in_time(running, scenario)
 
 
 UNFIT = ["narrow base", "wide base", "deep base", "other names", "half a pair", "no tensors", "cut short"]

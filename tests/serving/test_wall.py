@@ -181,6 +181,14 @@ def test_a_client_that_reads_nothing_is_left_and_one_that_reads_slowly_is_not(ad
             found += len(more)
             time.sleep(0.1)
         assert found > len(BIG) and time.monotonic() > started + 1
+    with connection(address) as one:
+        one.sendall(ASK % (b"big", b""))
+        found = 0
+        while found < len(BIG):
+            found += len(one.recv(1 << 20))
+        time.sleep(1.5)
+        one.sendall(ASK % (b"a", b""))
+        assert one.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_more_connections_than_there_may_be_are_told_to_come_back(address, monkeypatch):
