@@ -38,6 +38,7 @@ class Slot:
         self.index = -1  # of its slot in the cache
         self.new = 0  # tokens drawn
         self.left = False
+        self.is_broken = False  # its keys and values may not be finite
         self.prompt_scored: list[Scored] = []
         # All of a row's random numbers come from its own seed, before anything else does.
         own = torch.Generator().manual_seed(row.sampling.seed)
@@ -110,6 +111,11 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             if room is not None:
                 room[target, :, :length] = room[source, :, :length]
 
+    def wipe(self, slot: int) -> None:
+        for room in (self.keys, self.values):
+            if room is not None:
+                room[slot].zero_()
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.place.keys, 0
 
@@ -123,7 +129,8 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 class Decoder:
     """Rows of one model, each with its own sampling, that join and leave between steps. Not for several threads.
 
-    `choose` is told the rows of each forward pass before it runs: who decodes with several adapters sets them there.
+    `choose` is told the rows of each forward pass, and how many tokens of each, before it runs: who decodes with several
+    adapters sets them there.
     Raises `ModelError` for a model whose layers keep something other than keys and values.
     """
 
@@ -134,7 +141,7 @@ class Decoder:
         *,
         max_rows: int,
         prefill_tokens: int = PREFILL_TOKENS,
-        choose: Callable[[Sequence[Row]], None] | None = None,
+        choose: Callable[[Sequence[Row], int], None] | None = None,
     ) -> None:
         self.model, self.ends, self.max_rows, self.prefill_tokens = model, set(ends), max_rows, prefill_tokens
         self.choose = choose
@@ -149,6 +156,8 @@ class Decoder:
                 "knows full and sliding attention\nhint: serve it with --engine vllm"
             )
         self.window: int | None = getattr(self.config, "sliding_window", None)
+        if kinds == {"full_attention"} and getattr(self.config, "layer_types", None):
+            self.window = None  # some configs keep a window that no layer has
         self.by_kind = kinds != {"full_attention"} and getattr(self.config, "layer_types", None) is not None
         self.attention = str(self.config._attn_implementation)
         self.device = next(model.parameters()).device
@@ -221,7 +230,8 @@ class Decoder:
         )
         if scores_all:
             for row, slot in enumerate(self.group):
-                self._score_prompt(slot, logits_BqV[row], fresh)
+                if slot.row.prompt_logprobs:
+                    self._score_prompt(slot, logits_BqV[row], fresh)
         self.done += fresh
         if not is_last:
             return []
@@ -294,7 +304,7 @@ class Decoder:
         self, rows: list[Row], ids_Bq: torch.Tensor, positions_Bq: torch.Tensor, mask_positions: torch.Tensor, keep: Any
     ) -> torch.Tensor:
         if self.choose is not None:
-            self.choose(rows)
+            self.choose(rows, ids_Bq.shape[1])
         output = self.model(
             input_ids=ids_Bq,
             attention_mask=self._mask(mask_positions),
@@ -363,12 +373,12 @@ class Decoder:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
     def _take(self, slot: Slot, token: int, scored: Scored | None) -> Step:
+        if token == -1:
+            slot.left = slot.is_broken = True
+            return Step(slot, None, error=f"the model's logits are not finite at new token {slot.new + 1}")
         if slot.row.sampling.max_new_tokens <= 0:
             slot.left = True
             return Step(slot, None, finish_reason="length")
-        if token == -1:
-            slot.left = True
-            return Step(slot, None, error=f"the model's logits are not finite at new token {slot.new + 1}")
         if token in self.ends:
             slot.left = True
             return Step(slot, None, finish_reason="stop")
@@ -383,12 +393,22 @@ class Decoder:
     def _compact(self) -> None:
         """Give the slots of rows that left to the last ones, so that running rows stand side by side."""
         if all(slot.left for slot in self.group):
+            for slot in self.group:
+                self._wipe(slot)
             self.group, self.done = [], 0
         for index in [i for i, slot in enumerate(self.running) if slot.left][::-1]:
+            if self.running[index].is_broken:
+                self._wipe(self.running[index])
             last = self.running.pop()
             if index < len(self.running):
                 self._move(last, index)
                 self.running[index] = last
+
+    def _wipe(self, slot: Slot) -> None:
+        """A mask hides what a row left behind, but hides no nan: 0 times that is nan for whoever comes next."""
+        for layer in self.cache.layers:
+            assert isinstance(layer, _SlotLayer)
+            layer.wipe(slot.index)
 
     def _move(self, slot: Slot, index: int) -> None:
         if slot.index != index:

@@ -42,13 +42,15 @@ def draw(
     tokens_B = greedy_B
     if bool((temperature_B > 0).any()):
         temperature_B1 = torch.where(temperature_B > 0, temperature_B, 1)[:, None]
-        weights_BV = (torch.softmax(logits_BV / temperature_B1, dim=-1) * 2**WEIGHT_BITS).int()
+        weights_BV = (torch.softmax((logits_BV - highest_B[:, None]) / temperature_B1, dim=-1) * 2**WEIGHT_BITS).int()
         if top_k_B is not None and bool((top_k_B > 0).any()):
             weights_BV = _keep_top_k(weights_BV, top_k_B)
         least_B = _least_weight(weights_BV, top_p_B)
         upto_BV = torch.where(weights_BV >= least_B[:, None], weights_BV, 0).cumsum(-1)
         target_B = (random_B * upto_BV[:, -1]) >> RANDOM_BITS
         drawn_B = torch.searchsorted(upto_BV, target_B[:, None], right=True)[:, 0]
+        # A row that is not finite leads past the end, and what is not in the vocabulary must never be looked up.
+        drawn_B = drawn_B.clamp(max=logits_BV.shape[1] - 1)
         tokens_B = torch.where(temperature_B > 0, drawn_B, greedy_B)
     return torch.where(highest_B.isfinite(), tokens_B, -1)
 

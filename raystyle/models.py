@@ -87,9 +87,10 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def load_base(
-    name: str, *, dtype: "torch.dtype | str", attn_implementation: str = "sdpa", trust_remote_code: bool = False
+    name: str, *, dtype: "torch.dtype | str", attn_implementation: str | None = "sdpa", trust_remote_code: bool = False
 ) -> "PreTrainedModel":
-    """The base model on the CPU, in `dtype` (`auto`: as it is stored), from safetensors only. Raises `ModelError`."""
+    """The base model on the CPU, in `dtype` (`auto`: as it is stored), from safetensors only. Without `attn_implementation` it
+    is sdpa, or eager for a model that has no sdpa. Raises `ModelError`."""
     from transformers import AutoModelForCausalLM
 
     check_name(name)

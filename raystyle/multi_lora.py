@@ -3,8 +3,9 @@
 PEFT's way to mix adapters (`adapter_names`) walks over them in every layer, leaves its hooks behind when a forward pass
 raises, and loads an adapter that matches nothing without a word. Here a layer holds the matrices of the adapters in use
 side by side, and all rows go through them together: two matrix products whatever their number, of which each row keeps its
-own part. What belongs to another row is replaced by zeros before it is used, so that it cannot matter even where it is not
-finite; a row of the base gets exact zeros added.
+own part. What the first product gives for another row's adapter is replaced by zeros, so that it cannot matter even where it
+overflowed, and the second one's matrices are finite, which is seen to when they are loaded; a row of the base gets exact zeros
+added.
 
 B rows, q tokens, R ranks of all adapters side by side, N adapters.
 """
@@ -16,8 +17,9 @@ from typing import Any
 
 import torch
 
-from raystyle import adapters
+from raystyle import adapters, lora_config
 from raystyle.errors import ModelError
+from raystyle.generation import Row
 
 PREFIX = "base_model.model."
 # Adapters whose matrices stay side by side although no row asks for them now: to lay them out copies them.
@@ -32,6 +34,7 @@ class _Choice:
 
     adapters: tuple[str, ...] = ()  # side by side, in this order
     alone: tuple[str, float] | None = None  # all rows are this one's, so scaled
+    fresh: int | None = None  # tokens of each row, where it is known
     own_B: torch.Tensor | None = None  # each row's number in `adapters`, or -1
     scale_B: torch.Tensor | None = None
 
@@ -65,11 +68,12 @@ class _MultiLoraLinear(torch.nn.Module):
         own_B, scale_B = self.choice.own_B, self.choice.scale_B
         assert own_B is not None and scale_B is not None
         if h.dim() == 2:  # a layer that sees its tokens as one flat list
-            if h.shape[0] % len(own_B):
+            fresh = self.choice.fresh or 1
+            if h.shape[0] != len(own_B) * fresh:
                 raise ModelError(
                     "an adapter sits on a layer that sees only some of the tokens, which cannot be told apart"
                 )
-            own_B, scale_B = (each.repeat_interleave(h.shape[0] // len(own_B)) for each in (own_B, scale_B))
+            own_B, scale_B = (each.repeat_interleave(fresh) for each in (own_B, scale_B))
         is_mine = own_B[:, None] == self.owner_R
         scale = scale_B[:, None]
         if h.dim() == 3:
@@ -100,20 +104,15 @@ class MultiLora:
         self.layers: dict[str, _MultiLoraLinear] = {}
 
     def load(self, name: str, directory: str) -> None:
-        """Read an adapter of a local directory, every tensor into its place, in the base's precision.
+        """`read`, then `put`."""
+        self.put(name, *read(directory))
 
-        Raises `ModelError` where one has no place or does not fit it, where half of a pair is missing, or where the
-        config asks for something other than plain LoRA on linear layers.
+    def put(self, name: str, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Every tensor of an adapter into its place, in the base's precision.
+
+        Raises `ModelError` where one has no place or does not fit it, is not finite in that precision and scaled, or where
+        half of a pair is missing.
         """
-        with open(os.path.join(directory, adapters.CONFIG), encoding="utf-8") as file:
-            config = json.load(file)
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            tensors = load_file(os.path.join(directory, adapters.WEIGHTS))
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"the adapter's {adapters.WEIGHTS} cannot be read: {error}") from error
         found = {module: self._pair(module, tensors, config) for module in _modules(tensors)}
         for module, pair in found.items():
             self._layer(module).pairs[name] = pair
@@ -130,10 +129,11 @@ class MultiLora:
                 layer.laid_out = None
                 layer.A_Ri = layer.B_oR = torch.empty(0)
 
-    def choose(self, rows: Sequence[tuple[str | None, float]]) -> None:
-        """Say whose the rows of the next forward pass are: (adapter or None, scale), in the batch's order."""
-        wanted = [(None, 1.0) if name is None or scale == 0 else (name, scale) for name, scale in rows]
+    def choose(self, rows: Sequence[Row], fresh: int | None = None) -> None:
+        """Say whose the rows of the next forward pass are, in the batch's order, and how many tokens each has in it."""
+        wanted = [(None, 1.0) if row.adapter is None or row.scale == 0 else (row.adapter, row.scale) for row in rows]
         choice = self.choice
+        choice.fresh = fresh
         choice.alone = choice.own_B = choice.scale_B = None
         distinct = set(wanted)
         if distinct == {(None, 1.0)}:
@@ -172,7 +172,13 @@ class MultiLora:
                 f"the adapter's tensors for `{module}` are {tuple(A_Ri.shape)} and {tuple(B_oR.shape)}, and its layer is "
                 f"{linear.in_features} -> {linear.out_features}"
             )
-        return A_Ri, B_oR * scaling(module, config)
+        B_oR = B_oR * scaling(module, config)
+        # On the meta device there are shapes and no values.
+        if not (B_oR.is_meta or (A_Ri.isfinite().all() and B_oR.isfinite().all())):
+            raise ModelError(
+                f"the adapter's tensors for `{module}` are not finite in the base's precision, or once scaled"
+            )
+        return A_Ri, B_oR
 
     def _layer(self, module: str) -> _MultiLoraLinear:
         if module not in self.layers:
@@ -181,6 +187,22 @@ class MultiLora:
             setattr(self.model.get_submodule(parent), last, layer)
             self.layers[module] = layer
         return self.layers[module]
+
+
+def read(directory: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The config and tensors of a local adapter. Raises `ModelError` where they cannot be read, or the config asks for
+    something other than plain LoRA on linear layers."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        with open(os.path.join(directory, adapters.CONFIG), encoding="utf-8") as file:
+            config = json.load(file)
+        tensors = load_file(os.path.join(directory, adapters.WEIGHTS))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"the adapter cannot be read: {error}") from error
+    lora_config.check_config(config)
+    return config, tensors
 
 
 def scaling(module: str, config: Mapping[str, Any]) -> float:

@@ -169,13 +169,19 @@ def sample(config: SampleConfig) -> Iterator[Sample]:
 
     device = models.auto_device()
     tokenizer = _tokenizer(config)
-    network = _base(config, models.auto_dtype(device)).to(device).eval()
+    network: Any = models.load_base(
+        config.model_name_or_path,
+        dtype=models.auto_dtype(device),
+        attn_implementation=None,
+        trust_remote_code=config.trust_remote_code,
+    )
+    network = network.to(device).eval()
     lora = MultiLora(network)
     decoder = Decoder(
         network,
         generation.end_ids(network, tokenizer),
         max_rows=config.num_samples,
-        choose=lambda rows: lora.choose([(row.adapter, row.scale) for row in rows]),
+        choose=lora.choose,
     )
     with adapters.opened(config.lora_path) if config.lora_path else contextlib.nullcontext() as directory:
         yield from _samples(config, decoder, tokenizer, None)

@@ -31,6 +31,7 @@ KINDS = {
     "gemma2, eager": ("gemma2", WINDOWED),
     "gemma3, sliding": ("gemma3_text", WINDOWED),
     "qwen3 with experts": ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    "smollm3, a window that no layer has": ("smollm3", WINDOWED | {"use_sliding_window": False}),
     "gpt2": ("gpt2", {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}),
 }
 
@@ -65,7 +66,7 @@ def run(decoder: Decoder, rows: list[Row]) -> list[list[int]]:
     drawn = {slot: [] for slot in slots}
     while not decoder.is_idle:
         for step in decoder.advance():
-            if step.token is not None:
+            if step.token is not None and step.slot in drawn:
                 drawn[step.slot].append(step.token)
     return [drawn[slot] for slot in slots]
 
@@ -169,6 +170,28 @@ def test_a_row_whose_logits_are_not_finite_ends_alone(llama):
         decoder.step()
     assert slots[0].ids[4:] == alone(llama, slots[0].row)
     assert slots[2].ids[4:] == alone(llama, slots[2].row)
+
+
+def test_a_slot_that_was_broken_harms_nobody_who_gets_it(llama):
+    """Beyond the end of a shorter row lies what another left, which a mask hides; but 0 times nan is nan."""
+    decoder = Decoder(llama, {2}, max_rows=2)
+    long, broken = decoder.admit(greedy(4, 30, 1)), decoder.admit(greedy(20, 5, 2))
+    decoder.prefill()
+    with torch.inference_mode():
+        for layer in decoder.cache.layers:
+            layer.keys[broken.index].fill_(float("nan"))
+            layer.values[broken.index].fill_(float("nan"))
+    assert [bool(step.error) for step in decoder.step()] == [False, True]
+    row = greedy(3, 12, 3)
+    assert run(decoder, [row]) == [alone(llama, row)]
+    assert long.ids[4:] == alone(llama, long.row)
+
+
+def test_only_rows_that_asked_get_their_prompts_scored(llama):
+    decoder = Decoder(llama, {2}, max_rows=2)
+    plain, asked = decoder.admit(greedy(5, 3, 1)), decoder.admit(greedy(5, 3, 2, logprobs=1, prompt_logprobs=True))
+    decoder.prefill()
+    assert (len(plain.prompt_scored), len(asked.prompt_scored)) == (0, 5)
 
 
 def test_after_an_error_in_the_model_the_next_row_starts_afresh(llama, monkeypatch):

@@ -183,3 +183,26 @@ def test_the_repetition_penalty_is_that_of_transformers():
     found = penalise(logits_BV, seen_BT, torch.tensor([1.5, 1.0]))
     assert torch.equal(found[:1], RepetitionPenaltyLogitsProcessor(1.5)(seen_BT[:1], logits_BV[:1]))
     assert torch.equal(found[1], logits_BV[1])
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-42, 1e-45, 1e38])
+def test_any_temperature_draws_from_the_vocabulary(temperature):
+    """Logits divided by the least of these are beyond what fp32 holds."""
+    logits_BV = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 10
+    random_B = torch.tensor([0, 1, 2**RANDOM_BITS // 2, 2**RANDOM_BITS - 1])
+    drawn_B = draw(logits_BV, torch.full((4,), temperature), torch.tensor([1.0, 0.5, 0.9, 1.0]), random_B)
+    assert ((drawn_B >= 0) & (drawn_B < 50)).all()
+    if temperature < 1:
+        assert drawn_B.tolist() == logits_BV.argmax(-1).tolist()
+
+
+def test_top_k_draws_from_the_likeliest_only():
+    logits_BV = torch.randn(64, 40, generator=torch.Generator().manual_seed(1)) * 0.1
+    random_B = torch.randint(2**RANDOM_BITS, (64,), generator=torch.Generator().manual_seed(2))
+    top_k_B = torch.arange(64) % 5
+    drawn_B = draw(logits_BV, torch.ones(64), torch.ones(64), random_B, top_k_B)
+    free_B = draw(logits_BV, torch.ones(64), torch.ones(64), random_B)
+    for row, top_k in enumerate(top_k_B.tolist()):
+        likeliest = logits_BV[row].topk(top_k or 40).indices
+        assert drawn_B[row] in likeliest
+        assert top_k or drawn_B[row] == free_B[row]

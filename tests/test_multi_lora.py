@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from raystyle import models
 from raystyle.errors import ModelError
+from raystyle.generation import Row, Sampling
 from raystyle.multi_lora import KEPT, MultiLora, scaling
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -53,6 +54,10 @@ def mixed(tiny_model, adapter_dirs) -> tuple[torch.nn.Module, MultiLora]:
 IDS = torch.randint(3, 300, (6, 9), generator=torch.Generator().manual_seed(0))
 
 
+def rows(wanted: list[tuple[str | None, float]]) -> list[Row]:
+    return [Row((0,), Sampling(), adapter, scale) for adapter, scale in wanted]
+
+
 @torch.inference_mode()
 def expected(tiny_model, adapter_dirs, name, ids):
     network = base(tiny_model)
@@ -65,7 +70,7 @@ def expected(tiny_model, adapter_dirs, name, ids):
 def test_each_row_gets_its_own_adapter_as_peft_would_apply_it_alone(tiny_model, adapter_dirs):
     network, lora = mixed(tiny_model, adapter_dirs)
     names = ["a", None, "c", "b", None, "a"]
-    lora.choose([(name, 1.0) for name in names])
+    lora.choose(rows([(name, 1.0) for name in names]))
     found = network(input_ids=IDS).logits
     for row, name in enumerate(names):
         alone = expected(tiny_model, adapter_dirs, name, IDS[row : row + 1])[0]
@@ -80,16 +85,16 @@ def test_each_row_gets_its_own_adapter_as_peft_would_apply_it_alone(tiny_model, 
 @pytest.mark.parametrize("name", ["a", "b", "c", None])
 def test_a_batch_of_one_adapter_alone(tiny_model, adapter_dirs, name):
     network, lora = mixed(tiny_model, adapter_dirs)
-    lora.choose([(name, 1.0)] * len(IDS))
+    lora.choose(rows([(name, 1.0)] * len(IDS)))
     assert torch.allclose(network(input_ids=IDS).logits, expected(tiny_model, adapter_dirs, name, IDS), atol=1e-5)
 
 
 @torch.inference_mode()
 def test_rows_of_the_base_in_a_mixed_batch_are_the_base_exactly(tiny_model, adapter_dirs):
     network, lora = mixed(tiny_model, adapter_dirs)
-    lora.choose([(None, 1.0)] * 6)
+    lora.choose(rows([(None, 1.0)] * 6))
     plain = network(input_ids=IDS).logits
-    lora.choose([(None, 1.0), ("a", 1.0), (None, 1.0), ("b", 0.7), ("c", 0.0), (None, 1.0)])
+    lora.choose(rows([(None, 1.0), ("a", 1.0), (None, 1.0), ("b", 0.7), ("c", 0.0), (None, 1.0)]))
     found = network(input_ids=IDS).logits
     for row in (0, 2, 4, 5):
         assert torch.equal(found[row], plain[row])
@@ -98,7 +103,7 @@ def test_rows_of_the_base_in_a_mixed_batch_are_the_base_exactly(tiny_model, adap
 @torch.inference_mode()
 def test_what_is_not_finite_in_one_adapter_stays_in_its_rows(tiny_model, adapter_dirs):
     network, lora = mixed(tiny_model, adapter_dirs)
-    lora.choose([(name, 1.0) for name in ("a", "b", None, None, "b", "b")])
+    lora.choose(rows([(name, 1.0) for name in ("a", "b", None, None, "b", "b")]))
     healthy = network(input_ids=IDS).logits
     for layer in lora.layers.values():
         if "a" in layer.pairs:
@@ -112,7 +117,7 @@ def test_what_is_not_finite_in_one_adapter_stays_in_its_rows(tiny_model, adapter
 @torch.inference_mode()
 def test_scales_are_a_rows_own(tiny_model, adapter_dirs):
     network, lora = mixed(tiny_model, adapter_dirs)
-    lora.choose([("b", scale) for scale in (0.0, 0.5, 1.0, 1.5, 1.0, 0.5)])
+    lora.choose(rows([("b", scale) for scale in (0.0, 0.5, 1.0, 1.5, 1.0, 0.5)]))
     found = network(input_ids=IDS[:1].expand(6, -1)).logits
     tuned = PeftModel.from_pretrained(base(tiny_model), adapter_dirs["b"]).eval()
     for row, scale in ((1, 0.5), (2, 1.0), (3, 1.5)):
@@ -125,11 +130,11 @@ def test_scales_are_a_rows_own(tiny_model, adapter_dirs):
 @torch.inference_mode()
 def test_an_unloaded_adapter_leaves_nothing_behind_and_its_name_may_come_back(tiny_model, adapter_dirs):
     network, lora = mixed(tiny_model, adapter_dirs)
-    lora.choose([("a", 1.0), ("b", 1.0)])
+    lora.choose(rows([("a", 1.0), ("b", 1.0)]))
     network(input_ids=IDS[:2])
     lora.unload("a")
     lora.load("a", adapter_dirs["c"])
-    lora.choose([("a", 1.0), ("b", 1.0)])
+    lora.choose(rows([("a", 1.0), ("b", 1.0)]))
     found = network(input_ids=IDS[:2]).logits
     assert torch.allclose(found[0], expected(tiny_model, adapter_dirs, "c", IDS[:1])[0], atol=1e-5)
     assert torch.allclose(found[1], expected(tiny_model, adapter_dirs, "b", IDS[1:2])[0], atol=1e-5)
@@ -142,7 +147,7 @@ def test_many_adapters_take_turns_side_by_side(tiny_model, adapter_dirs):
         lora.load(f"copy-{number}", adapter_dirs["b"])
     reference = expected(tiny_model, adapter_dirs, "b", IDS[:2])
     for number in range(2 * KEPT):
-        lora.choose([(f"copy-{number}", 1.0), (None, 1.0)])
+        lora.choose(rows([(f"copy-{number}", 1.0), (None, 1.0)]))
         assert torch.allclose(network(input_ids=IDS[:2]).logits[0], reference[0], atol=1e-5)
         assert len(lora.choice.adapters) <= KEPT
 
@@ -172,8 +177,10 @@ def changed(source: str, target: Path, change) -> str:
         (lambda t: {n: v[:, :-1].contiguous() if "lora_A" in n else v for n, v in t.items()}, "its layer is"),
         (lambda t: t | {"base_model.model.lm_head.bias": torch.ones(3)}, "is not LoRA's"),
         (lambda t: {}, "no tensors"),
+        (lambda t: {n: v.double() * 1e39 for n, v in t.items()}, "not finite in the base's precision"),
+        (lambda t: {n: v * 0 + 3e38 if "lora_B" in n else v for n, v in t.items()}, "or once scaled"),
     ],
-    ids=["no such module", "not linear", "half", "shape", "other tensor", "empty"],
+    ids=["no such module", "not linear", "half", "shape", "other tensor", "empty", "precision", "scaled"],
 )
 def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
     tiny_model, adapter_dirs, tmp_path, change, message
@@ -184,15 +191,29 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
         lora.load("new", changed(adapter_dirs["a"], tmp_path / "new", change))
     assert set(lora.ranks) == before
     assert not any("new" in layer.pairs for layer in lora.layers.values())
-    lora.choose([("a", 1.0)])
+    lora.choose(rows([("a", 1.0)]))
     network(input_ids=IDS[:1])
 
 
 def test_a_layer_that_sees_only_some_tokens_is_refused(tiny_model, adapter_dirs):
     """As an expert of a mixture would: rows cannot be told apart there."""
     _, lora = mixed(tiny_model, adapter_dirs)
-    lora.choose([("a", 1.0), (None, 1.0)])
+    lora.choose(rows([("a", 1.0), (None, 1.0)]), 3)
     layer = next(layer for layer in lora.layers.values() if "a" in layer.pairs)
     assert layer(torch.zeros(6, layer.base_layer.in_features)).shape[0] == 6
-    with pytest.raises(ModelError, match="cannot be told apart"):
-        layer(torch.zeros(5, layer.base_layer.in_features))
+    for some in (5, 4):
+        with pytest.raises(ModelError, match="cannot be told apart"):
+            layer(torch.zeros(some, layer.base_layer.in_features))
+
+
+@pytest.mark.parametrize(
+    "field", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"alora_invocation_tokens": [1]}]
+)
+def test_what_is_not_plain_lora_is_refused_by_name(tiny_model, adapter_dirs, tmp_path, field):
+    """PEFT would apply these; as plain LoRA they would give another text without a word."""
+    _, lora = mixed(tiny_model, adapter_dirs)
+    copy = Path(changed(adapter_dirs["a"], tmp_path / "other", dict))
+    config = json.loads((copy / "adapter_config.json").read_text()) | field
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=next(iter(field))):
+        lora.load("other", str(copy))

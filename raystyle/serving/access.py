@@ -100,6 +100,12 @@ def as_request_error(error: Exception, request_id: str) -> RequestError:
     return RequestError("internal_error", f"the server failed; its log says why under {request_id}")
 
 
+def route_of(scope: Scope) -> str:
+    """The path that routes are known by: without the prefix under which Serve runs the application."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path
+
+
 def error_response(error: RequestError, path: str) -> Response:
     """OpenAI's error object, with the headers that its code asks for."""
     headers = {}
@@ -130,7 +136,7 @@ class Access:
             return
         request_id = f"req-{uuid.uuid4().hex[:16]}"
         headers = [*SECURITY_HEADERS, (b"x-request-id", request_id.encode())]
-        record = Record(request_id, scope["method"], scope["path"], time.perf_counter(), headers)
+        record = Record(request_id, scope["method"], route_of(scope), time.perf_counter(), headers)
         scope["raystyle"] = record
 
         async def receive_on() -> Message:

@@ -146,7 +146,7 @@ def application(args: Mapping[str, Any]) -> Any:
     Where it listens is Serve's to say and not known here, so it is taken to be open to others, which needs keys, unless
     `host` says otherwise. Raises `ConfigError`.
     """
-    return build(settle(from_dict(ServeConfig, {"host": "0.0.0.0", **args})))
+    return build(settle(from_dict(ServeConfig, {"host": "0.0.0.0", **args}), may_grow=True))
 
 
 def build(config: ServeConfig) -> Any:
@@ -180,19 +180,23 @@ def build(config: ServeConfig) -> Any:
     return ingress.bind(values, model.bind(values))
 
 
-def settle(config: ServeConfig) -> ServeConfig:
-    """The config with what it left open filled in from what this Ray has. Raises `ConfigError`, `ModelError`."""
+def settle(config: ServeConfig, *, may_grow: bool) -> ServeConfig:
+    """The config with what it left open filled in from what this Ray has. Raises `ConfigError`, `ModelError`.
+
+    A cluster `may_grow`, so GPUs that are asked for and not there may come.
+    """
     import ray
 
     from raystyle import models
 
-    have = ray.cluster_resources()
-    gpus = int(have.get("GPU", 0))
-    use_gpu = gpus > 0 if config.use_gpu is None else config.use_gpu
-    if use_gpu and gpus < config.tensor_parallel_size * config.min_replicas:
+    # A copy of the model stands on one machine, so it is the largest that counts.
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (int(max(machine.get(what, 0) for machine in machines)) for what in ("CPU", "GPU"))
+    use_gpu = gpus >= config.tensor_parallel_size if config.use_gpu is None else config.use_gpu
+    if use_gpu and not may_grow and gpus < config.tensor_parallel_size:
         raise ConfigError(
-            f"{config.min_replicas} copies on {config.tensor_parallel_size} GPUs each are asked for, and Ray has {gpus} GPUs\n"
-            "hint: fewer copies, or `--use_gpu false`"
+            f"a copy of the model on {config.tensor_parallel_size} GPUs is asked for, and this machine has {gpus}\n"
+            "hint: `--use_gpu false`, or Ray on a machine that has them"
         )
     engine = config.engine
     if engine == "auto":
@@ -207,9 +211,8 @@ def settle(config: ServeConfig) -> ServeConfig:
         )
     if engine == "transformers" and config.tensor_parallel_size > 1:
         raise ConfigError("`tensor_parallel_size` is vllm's\nhint: add `--engine vllm`, or leave it out")
-    shared_cpus = max(1, (int(have.get("CPU", 1)) - 1) // config.max_replicas)
-    cpus = config.cpus_per_replica or (1 if use_gpu else shared_cpus)
-    return dataclasses.replace(config, engine=engine, use_gpu=use_gpu, cpus_per_replica=cpus)
+    cpus_per_replica = config.cpus_per_replica or (1 if use_gpu else max(1, (cpus - 1) // config.max_replicas))
+    return dataclasses.replace(config, engine=engine, use_gpu=use_gpu, cpus_per_replica=cpus_per_replica)
 
 
 def _has_vllm() -> bool:
@@ -244,7 +247,7 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve until interrupted, in a Ray that runs already; then let running requests finish and take the application down."""
     from ray import serve as ray_serve
 
-    config = settle(config)
+    config = settle(config, may_grow=bool(config.ray_address or os.environ.get("RAY_ADDRESS")))
     _refuse_a_second_serve()
     # What Serve tells of itself is for its logs; what a person needs is said below.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

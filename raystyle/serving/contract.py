@@ -14,6 +14,9 @@ from typing import Literal, NamedTuple, Protocol
 from raystyle.generation import Row, Sampling, Scored
 
 BASE = "base"
+# The least that counts as an effect of an adapter on a log-probability, in nats: above what rounding does in fp32 a hundred
+# times, and in 16 bits, where one rounding of a logit near 16 is 0.06, with few of them in one place.
+LEAST_EFFECT, LEAST_EFFECT_16_BITS = 1e-4, 0.1
 PACE_S, PACE_UNWATCHED_S = 0.03, 0.5  # for who reads along, and for who waits for the end
 FinishReason = Literal["stop", "length"]
 
@@ -36,6 +39,7 @@ class Engine(Protocol):
     name: str
     max_length: int  # tokens of a prompt and its continuation together
     can_scale: bool  # whether `Row.scale` may differ from 1
+    least_effect: float  # nats by which a log-probability must move for it to be no rounding
 
     async def load(self, digest: str, directory: str) -> None:
         """Make an adapter ready. The directory holds adapter_config.json and adapter_model.safetensors, is private to this

@@ -13,7 +13,7 @@ import binascii
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raystyle.config import ServeConfig
-from raystyle.serving.access import ClientGone, record_of
+from raystyle.serving.access import ClientGone, record_of, route_of
 from raystyle.serving.errors import RequestError
 from raystyle.serving.keys import Keys
 from raystyle.serving.limits import BODY_TIMEOUT_S, MAX_HEADER_BYTES, MAX_HEADERS, MAX_TARGET_BYTES, Rates
@@ -34,7 +34,7 @@ class Guard:
         self.cors_origins = {origin.rstrip("/").lower() for origin in config.cors_origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/healthz":
+        if scope["type"] != "http" or route_of(scope) == "/healthz":
             await self.app(scope, receive, send)
             return
         headers = self._headers(scope)
@@ -101,7 +101,8 @@ class Guard:
 
     def _check_key(self, scope: Scope, headers: dict[bytes, bytes]) -> str | None:
         """The name of the key, or None where none is asked for."""
-        is_admin = scope["path"] == "/admin" or scope["path"].startswith("/admin/")
+        path = route_of(scope)
+        is_admin = path == "/admin" or path.startswith("/admin/")
         if is_admin and not self.admin_keys:
             raise RequestError("forbidden", "/admin is closed: the server has no `admin_key_file`")
         keys = self.admin_keys if is_admin else self.keys

@@ -26,9 +26,6 @@ LOG = logging.getLogger(__name__)
 # Plain Chinese and English of our own: on its tokens base and adapter are compared.
 CANARY = "今日天气阴沉，她把窗子关上，听见远处有人说话。The road went on into the hills, and nobody spoke for a while."
 CANARY_TOKENS = 48
-# The least an adapter must change one log-probability of these, in nats: a hundred times fp32's rounding, and far below
-# what anyone could see.
-LEAST_EFFECT = 1e-4
 # Seconds between two messages of a generation, for each that runs: messages of all of them take at most about 250 a second,
 # which is most of a core in the processes between here and the client, however many there are.
 SHARED_PACE_S = 0.004
@@ -52,6 +49,7 @@ class Replica:
         self.effects: dict[str, float] = {}  # of the digests that the engine holds
         self.running = 0  # generations
         self._looking = asyncio.Lock()
+        self._looks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
@@ -60,9 +58,13 @@ class Replica:
         name = config.tokenizer_name_or_path or config.model_name_or_path
         tokenizer = await asyncio.to_thread(tokens.load_tokenizer, name, config.trust_remote_code)
         replica = cls(config, tokenizer)
-        candidates = await asyncio.to_thread(replica.registry.look)
-        replica.engine = await asyncio.to_thread(_engine, config, [candidate.directory for candidate in candidates])
-        await replica._take_in(candidates)
+        try:
+            candidates = await asyncio.to_thread(replica.registry.look)
+            replica.engine = await asyncio.to_thread(_engine, config, [candidate.directory for candidate in candidates])
+            await replica._take_in(candidates)
+        except BaseException:
+            shutil.rmtree(replica.scratch, ignore_errors=True)
+            raise
         replica._watch = asyncio.create_task(replica._keep_looking())
         return replica
 
@@ -89,23 +91,34 @@ class Replica:
         )
 
     async def refresh(self) -> Listing:
-        """Look at `adapters_path` now; load and prove what is new, forget what is gone and no longer used."""
+        """Look at `adapters_path` now; load and prove what is new, forget what is gone and no longer used.
+
+        It goes on to its end when its caller does not wait for that.
+        """
+        look = asyncio.create_task(self._refresh())
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+        await asyncio.shield(look)
+        return await self.listing()
+
+    async def _refresh(self) -> None:
         async with self._looking:
             # What lost its name at the last look goes now: a listing that still had it is out of date since.
             for digest in self.registry.drained():
-                if self.effects.pop(digest, None) is not None:
-                    await self.engine.unload(digest)
+                self.effects.pop(digest, None)
+                await self.engine.unload(digest)
                 await asyncio.to_thread(self.registry.forget, digest)
             await self._take_in(await asyncio.to_thread(self.registry.look))
-        return await self.listing()
 
     async def _take_in(self, candidates: Sequence[Candidate]) -> None:
         for candidate in candidates:
             try:
                 self.registry.admit(candidate, await self._prove(candidate))
-            except RaystyleError as error:
-                LOG.warning("adapter `%s` is refused: %s", candidate.name, error)
+            except ModelError as error:
                 self.registry.refuse(candidate, str(error))
+            except Exception:
+                # Not its fault, for all that is known: memory, or another request's failure. The next look tries it again.
+                LOG.exception("adapter `%s` could not be tried, and is not served yet", candidate.name)
 
     async def _keep_looking(self) -> None:
         while True:
@@ -122,17 +135,17 @@ class Replica:
         digest = candidate.digest
         if digest in self.effects:
             return self.effects[digest]
-        await self.engine.load(digest, candidate.directory)
         try:
+            await self.engine.load(digest, candidate.directory)
             # Side by side, so that both are computed in the same batch.
             base, adapted = await asyncio.gather(self._canary(None), self._canary(digest))
             effect = max(abs(own - other) for own, other in zip(adapted, base, strict=True))
             if not effect < float("inf"):
                 raise ModelError("with it the model's log-probabilities are not finite")
-            if effect < LEAST_EFFECT:
+            if effect < self.engine.least_effect:
                 raise ModelError(
                     f"it changes nothing: log-probabilities of a test text move by {effect:.1e} nats at most, and "
-                    f"{LEAST_EFFECT:.0e} is the least that counts"
+                    f"{self.engine.least_effect:.0e} is the least that counts"
                 )
         except BaseException:
             await self.engine.unload(digest)
@@ -163,6 +176,10 @@ class Replica:
             async with contextlib.aclosing(self._run(generation, rows)) as lists:
                 async for found in lists:
                     yield found
+        except ModelError as error:
+            # A row came to nothing: by a strength that the client asked for, or by the model.
+            code, param = ("invalid_value", "lora_scale") if generation.scale != 1 else ("internal_error", None)
+            raise RequestError(code, str(error), param) from error
         finally:
             self.running -= 1
             if generation.adapter is not None:
@@ -276,7 +293,7 @@ class Replica:
 
 def _engine(config: ServeConfig, adapters_there: Sequence[str]) -> Engine:
     if config.engine == "vllm":
-        from raystyle.serving.engines.vllm import VllmEngine
+        from raystyle.serving.engines.vllm import RANKS, VllmEngine
 
         return VllmEngine(
             config.model_name_or_path,
@@ -284,7 +301,7 @@ def _engine(config: ServeConfig, adapters_there: Sequence[str]) -> Engine:
             max_length=config.max_length,
             max_batch_size=config.max_batch_size,
             max_adapters=config.max_adapters,
-            max_lora_rank=config.max_lora_rank or _highest_rank(adapters_there),
+            max_lora_rank=config.max_lora_rank or min(RANKS[-1], _highest_rank(adapters_there)),
             use_gpu=bool(config.use_gpu),
             tensor_parallel_size=config.tensor_parallel_size,
             trust_remote_code=config.trust_remote_code,
@@ -293,6 +310,7 @@ def _engine(config: ServeConfig, adapters_there: Sequence[str]) -> Engine:
 
     return TransformersEngine(
         config.model_name_or_path,
+        config.tokenizer_name_or_path,
         max_length=config.max_length,
         max_batch_size=config.max_batch_size,
         use_gpu=config.use_gpu,

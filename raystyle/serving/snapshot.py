@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from raystyle import adapters, storage
+from raystyle import adapters, lora_config, storage
 from raystyle.errors import ModelError, StorageError
 from raystyle.serving import inspection
 from raystyle.serving.finding import MARKER, Found, is_inside
@@ -36,7 +36,7 @@ def snapshot(found: Found, scratch_dir: str, base: inspection.Base, allow_unveri
     inspection.check_folder(found.files)
     config_bytes = read(found.uri, adapters.CONFIG, found.root, inspection.MAX_JSON_BYTES)
     config = inspection.parse(adapters.CONFIG, config_bytes)
-    inspection.check_config(config)
+    lora_config.check_config(config)
     about, marker = _told(found, adapters.ABOUT), _told(found, MARKER)
     step = _step(found, marker) if MARKER in found.files else found.step
     copy = None

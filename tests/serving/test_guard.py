@@ -71,6 +71,24 @@ def test_names_of_keys_are_counted_and_keys_are_not(keys, caplog):
     assert KEY not in text + caplog.text + repr(keys)
 
 
+def test_a_prefix_of_the_application_opens_nothing(keys, tmp_path):
+    """Serve leaves the whole path and names the prefix beside it; routes are matched without it."""
+    admin_keys = keys_of(tmp_path, f"root:{ADMIN}")
+
+    def prefixed(app):
+        async def under(scope, receive, send):
+            await app(scope | {"root_path": "/style"}, receive, send)
+
+        return under
+
+    closed, opened = prefixed(app_of(keys=keys)), prefixed(app_of(keys=keys, admin_keys=admin_keys))
+    assert post(closed, "/style/admin/refresh", {}, headers=bearer(KEY)).status == 403
+    assert post(opened, "/style/admin/refresh", {}, headers=bearer(KEY)).status == 401
+    assert post(opened, "/style/admin/refresh", {}, headers=bearer(ADMIN)).status == 200
+    assert get(closed, "/style/v1/models").status == 401
+    assert get(closed, "/style/healthz").status == 200
+
+
 def test_admin_asks_for_its_own_key(keys, tmp_path):
     admin_keys = keys_of(tmp_path, f"root:{ADMIN}")
     closed, opened = app_of(keys=keys), app_of(keys=keys, admin_keys=admin_keys)

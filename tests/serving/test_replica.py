@@ -12,9 +12,9 @@ import pytest
 from raystyle import adapters, generation, models, tokens
 from raystyle.config import ServeConfig
 from raystyle.generation import Sampling
-from raystyle.serving.contract import Delta, Generation, Message, Started
+from raystyle.serving.contract import LEAST_EFFECT, Delta, Generation, Message, Started
 from raystyle.serving.errors import RequestError
-from raystyle.serving.replica import LEAST_EFFECT, Replica
+from raystyle.serving.replica import Replica
 
 PROMPT = "今日天气阴沉，"
 
@@ -266,6 +266,95 @@ def test_a_fault_of_the_model_ends_what_runs_and_nothing_else(tiny_model, folder
             assert error.value.code == "internal_error" and "division" not in str(error.value)
             monkeypatch.undo()
             await collect(replica, Generation("g", PROMPT, (sampling(),)))
+            replica.check()
+
+    asyncio.run(main())
+
+
+def test_a_passing_failure_refuses_nothing_and_holds_up_no_other(tiny_model, folder, monkeypatch):
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            for number, name in enumerate(["third", "fourth"]):
+                hostile.write_adapter(folder / name, tiny_model, seed=20 + number)
+            load, failed = replica.engine.load, []
+
+            async def fails_once(digest, directory):
+                if not failed:
+                    failed.append(digest)
+                    raise MemoryError
+                await load(digest, directory)
+
+            monkeypatch.setattr(replica.engine, "load", fails_once)
+            listing = await replica.refresh()
+            assert len(digests(listing)) == 4 and not any(card.refused for card in listing.cards)
+            assert len(digests(await replica.refresh())) == 5
+
+    asyncio.run(main())
+
+
+def test_a_look_goes_on_when_nobody_waits_for_it(tiny_model, folder):
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            hostile.write_adapter(folder / "third", tiny_model, seed=8)
+            asked = asyncio.create_task(replica.refresh())
+            await asyncio.sleep(0)
+            asked.cancel()
+            await asyncio.gather(*replica._looks)
+            assert len(digests(await replica.listing())) == 4
+            assert set(replica.engine.lora.ranks) == set(replica.effects)
+
+    asyncio.run(main())
+
+
+def test_ends_are_those_of_the_tokenizer_that_is_named(tiny_model, tokenizer_dir, tmp_path):
+    """A base that comes without one."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base, ignore=shutil.ignore_patterns("tokenizer*"))
+
+    async def main():
+        config = ServeConfig(model_name_or_path=str(base), tokenizer_name_or_path=tokenizer_dir, use_gpu=False)
+        replica = await Replica.start(config)
+        try:
+            assert tokens.load_tokenizer(tokenizer_dir).eos_token_id in replica.engine.decoder.ends
+        finally:
+            await replica.close()
+
+    asyncio.run(main())
+
+
+def test_nothing_is_left_behind_where_the_start_fails(tiny_model, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("raystyle.serving.replica._engine", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(Replica.start(ServeConfig(model_name_or_path=str(tiny_model), adapters_path=(str(folder),))))
+    assert not list(tmp_path.glob("raystyle-serve-*"))
+
+
+def test_a_model_that_fails_again_and_again_is_not_healthy(tiny_model, folder, monkeypatch):
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            monkeypatch.setattr(replica.engine.decoder, "_forward", lambda *_: 1 / 0)
+            for _ in range(3):
+                replica.check()
+                with pytest.raises(RequestError):
+                    await collect(replica, Generation("g", PROMPT, (sampling(),)))
+            with pytest.raises(RuntimeError, match="3 times in a row"):
+                replica.check()
+
+    asyncio.run(main())
+
+
+def test_a_row_that_comes_to_nothing_says_whose_fault_it_is(tiny_model, folder, monkeypatch):
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            digest = digests(await replica.listing())["first"]
+            decoder = replica.engine.decoder
+            forward = decoder._forward
+            monkeypatch.setattr(decoder, "_forward", lambda *given: forward(*given) * float("nan"))
+            for scale, code in ((1.5, "invalid_value"), (1.0, "internal_error")):
+                with pytest.raises(RequestError, match="not finite") as error:
+                    await collect(replica, Generation("g", PROMPT, (sampling(),), digest, scale))
+                assert error.value.code == code
             replica.check()
 
     asyncio.run(main())

@@ -14,13 +14,15 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from raystyle.errors import ModelError
-from raystyle.generation import Row, Scored
-from raystyle.serving.contract import FinishReason, Tokens
+from raystyle.generation import Row, Sampling, Scored
+from raystyle.serving.contract import LEAST_EFFECT, LEAST_EFFECT_16_BITS, FinishReason, Tokens
 from raystyle.serving.errors import RequestError
 
 LOG = logging.getLogger(__name__)
 # How many tokens of prompts are computed while running rows wait: a fraction of a second on either.
 PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU = 512, 8192
+# After so many failures in a row it is not the requests: a CUDA device that has failed once, for one, stays unusable.
+MAX_FAILURES = 3
 
 
 class _Stream:
@@ -53,6 +55,7 @@ class TransformersEngine:
     def __init__(
         self,
         model: str,
+        tokenizer: str | None = None,
         *,
         max_length: int,
         max_batch_size: int,
@@ -61,35 +64,56 @@ class TransformersEngine:
     ) -> None:
         import torch
 
-        from raystyle import generation, models, tokens
+        from raystyle import generation, models, multi_lora, tokens
         from raystyle.decoding import Decoder
-        from raystyle.multi_lora import MultiLora
 
         device = torch.device("cpu") if use_gpu is False else models.auto_device()
-        base = models.load_base(model, dtype=models.auto_dtype(device), trust_remote_code=trust_remote_code)
+        dtype = models.auto_dtype(device)
+        self.least_effect = LEAST_EFFECT if dtype == torch.float32 else LEAST_EFFECT_16_BITS
+        base = models.load_base(model, dtype=dtype, attn_implementation=None, trust_remote_code=trust_remote_code)
         network: Any = base.to(device).eval()  # type: ignore[arg-type]
         known = getattr(network.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min(max_length, known or max_length)
         self.vocab_size = network.get_input_embeddings().weight.shape[0]
-        self.lora = MultiLora(network)
+        self.lora = multi_lora.MultiLora(network)
         self.decoder = Decoder(
             network,
-            generation.end_ids(network, tokens.load_tokenizer(model, trust_remote_code)),
+            generation.end_ids(network, tokens.load_tokenizer(tokenizer or model, trust_remote_code)),
             max_rows=max_batch_size,
             prefill_tokens=PREFILL_TOKENS_GPU if device.type == "cuda" else PREFILL_TOKENS_CPU,
-            choose=self._choose,
+            choose=self.lora.choose,
         )
+        self._rehearse()
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[Any, _Stream] = {}
         self._loaded: set[str] = set()
         self._closing = False
+        self._failures = 0  # of the model, one after another
         self._thread = threading.Thread(target=self._run, name="raystyle-model", daemon=True)
         self._thread.start()
+
+    def _rehearse(self) -> None:
+        """Two rows of unequal length, one token each: a model that cannot do that says so now and not to a client."""
+        try:
+            for length in (2, 5):
+                self.decoder.admit(Row((0,) * length, Sampling(max_new_tokens=2, temperature=0)))
+            while not self.decoder.is_idle:
+                self.decoder.advance()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"the embedded engine cannot run a `{self.decoder.config.model_type}` model: {reason}\n"
+                "hint: `--engine vllm`, or merge the adapter by `raystyle export` and serve that elsewhere"
+            ) from error
 
     # ── what others call, on their event loop ──
 
     async def load(self, digest: str, directory: str) -> None:
-        await self._on_thread(lambda: self.lora.load(digest, directory))
+        from raystyle import multi_lora
+
+        # Read here and not on the model's thread, on which every running row would wait.
+        config, tensors = await asyncio.to_thread(multi_lora.read, directory)
+        await self._on_thread(lambda: self.lora.put(digest, config, tensors))
         self._loaded.add(digest)
 
     async def unload(self, digest: str) -> None:
@@ -122,6 +146,8 @@ class TransformersEngine:
     def check(self) -> None:
         if not self._thread.is_alive():
             raise RuntimeError("the thread that runs the model has ended")
+        if self._failures >= MAX_FAILURES:
+            raise RuntimeError(f"the model has failed {self._failures} times in a row")
 
     async def close(self) -> None:
         self._closing = True
@@ -167,10 +193,13 @@ class TransformersEngine:
             try:
                 self._answer()
                 for advance in (self.decoder.prefill, self.decoder.step):
-                    self._deliver(advance())
+                    steps = advance()
+                    self._failures = 0 if steps else self._failures
+                    self._deliver(steps)
             except Exception as error:
                 # Nobody knows what the cache holds now: every row ends here, and the next one starts afresh.
                 LOG.exception("the model failed")
+                self._failures += 1
                 self._fail(error)
 
     def _answer(self) -> None:
@@ -191,9 +220,6 @@ class TransformersEngine:
     def _drop(self, stream: _Stream) -> None:
         if self._streams.pop(stream.slot, None) is not None:
             self.decoder.drop(stream.slot)
-
-    def _choose(self, rows: Sequence[Row]) -> None:
-        self.lora.choose([(row.adapter, row.scale) for row in rows])
 
     def _deliver(self, steps: Sequence[Any]) -> None:
         found: list[tuple[_Stream, Any, Exception | None]] = []

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raystyle import adapters
 from raystyle.errors import ConfigError, ModelError
 from raystyle.generation import Row, Scored
-from raystyle.serving.contract import Tokens
+from raystyle.serving.contract import LEAST_EFFECT, LEAST_EFFECT_16_BITS, Tokens
 from raystyle.serving.errors import RequestError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class VllmEngine:
 
     name = "vllm"
     can_scale = False
+    least_effect: float
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class VllmEngine:
                 f"`engine` is vllm and `use_gpu` is {use_gpu}, but the vllm installed here runs on "
                 f"{current_platform.device_name}\nhint: install the other build of vllm, or use `--engine transformers`"
             )
+        self.least_effect = LEAST_EFFECT_16_BITS if use_gpu else LEAST_EFFECT
         room = _room(max_lora_rank)
         self._layout = _Layout(model, room, trust_remote_code)
         self._ends = generation.end_ids(self._layout.model, tokens.load_tokenizer(tokenizer, trust_remote_code))
