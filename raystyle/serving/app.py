@@ -247,7 +247,8 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve until interrupted, in a Ray that runs already; then let running requests finish and take the application down."""
     from ray import serve as ray_serve
 
-    config = settle(config, may_grow=bool(config.ray_address or os.environ.get("RAY_ADDRESS")))
+    is_joined = bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
+    config = settle(config, may_grow=is_joined)
     _refuse_a_second_serve()
     # What Serve tells of itself is for its logs; what a person needs is said below.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -267,7 +268,9 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
             say(f"stopping: running requests have {config.drain_timeout_s:g} s to finish")
             ingress.drain.remote().result(timeout_s=config.drain_timeout_s + 10)
     finally:
-        ray_serve.shutdown()
+        ray_serve.delete(NAME)
+        if is_joined:  # else Ray ends now, and Serve with it
+            ray_serve.shutdown()
 
 
 def _refuse_a_second_serve() -> None:
