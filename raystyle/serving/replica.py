@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
@@ -26,9 +27,10 @@ LOG = logging.getLogger(__name__)
 # Plain Chinese and English of our own: on its tokens base and adapter are compared.
 CANARY = "今日天气阴沉，她把窗子关上，听见远处有人说话。The road went on into the hills, and nobody spoke for a while."
 CANARY_TOKENS = 48
-# Seconds between two messages of a generation, for each that runs: messages of all of them take at most about 250 a second,
-# which is most of a core in the processes between here and the client, however many there are.
-SHARED_PACE_S = 0.004
+# Seconds between two messages of a generation, for each that runs and on one core. A message costs the processes between here
+# and the client some 5 ms of a core (bench/serve.py), so that those of all generations take at most a third of the machine.
+SHARED_PACE_S = 0.016
+CORES = os.cpu_count() or 1
 
 
 class Replica:
@@ -256,7 +258,7 @@ class Replica:
                     yield found
                 if is_over:
                     return
-                await asyncio.wait(tasks, timeout=max(generation.pace_s, SHARED_PACE_S * self.running))
+                await asyncio.wait(tasks, timeout=max(generation.pace_s, SHARED_PACE_S / CORES * self.running))
         finally:
             for task in tasks:
                 task.cancel()
