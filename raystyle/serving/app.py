@@ -298,10 +298,13 @@ def _start(config: ServeConfig) -> Any:
 
 
 def _reason(traces: str) -> str:
-    """The sentence of one of our own errors in the tracebacks that Serve makes of a failed start, else their end."""
+    """The sentence of one of our own errors in the tracebacks that Serve makes of a failed start, else their end.
+
+    The last one: what comes before it is what caused it.
+    """
     lines = [line for line in traces.splitlines() if line.strip()]
-    for number, line in enumerate(lines):
-        name, _, message = line.partition(": ")
+    for number in reversed(range(len(lines))):
+        name, _, message = lines[number].partition(": ")
         if name.startswith("raystyle.") and message:
             hints = lines[number + 1 : number + 2]
             return "\n".join([message, *[hint for hint in hints if hint.startswith("hint:")]])

@@ -191,7 +191,9 @@ def test_a_copy_of_the_model_that_dies_costs_its_own_requests_and_comes_back(ser
     threads = [threading.Thread(target=streamed), threading.Thread(target=whole)]
     for thread in threads:
         thread.start()
-    while not lines:
+    # Serve gives a request that has not begun to another copy, so both must have.
+    while not lines or "raystyle_running_rows 16.0" not in httpx.get(server.url + "/metrics", timeout=30).text:
+        assert threads[0].is_alive() and threads[1].is_alive()
         time.sleep(0.01)
     victim.kill()
     for thread in threads:
