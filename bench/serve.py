@@ -166,13 +166,23 @@ def _serve(python: str, folder: Path, port: int, on_vllm: bool) -> list[str]:
 
 def _cells(command: list[str], log: Path) -> list[dict[str, Any]]:
     """What a measuring process prints."""
-    with log.open("w") as errors:
-        found = subprocess.run(
-            command, env=_environment(), stdout=subprocess.PIPE, stderr=errors, text=True, timeout=TIMEOUT_S
-        )
-    if found.returncode:
-        raise RuntimeError(f"exit status {found.returncode}: {_last_line(log)}")
-    return [json.loads(line) for line in found.stdout.splitlines() if line.startswith('{"concurrent"')]
+    output = log.with_suffix(".jsonl")
+    with log.open("w") as errors, output.open("w") as found:
+        process = subprocess.Popen(command, env=_environment(), stdout=found, stderr=errors, start_new_session=True)
+        try:
+            process.wait(TIMEOUT_S)
+        finally:
+            _end(process)
+    if process.returncode:
+        raise RuntimeError(f"exit status {process.returncode}: {_last_line(log)}")
+    return [json.loads(line) for line in output.read_text().splitlines() if line.startswith('{"concurrent"')]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it started; vLLM's outlive whoever started them."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @contextlib.contextmanager
@@ -193,11 +203,9 @@ def _server(command: list[str], variables: dict[str, str], log: Path) -> Iterato
         yield process.pid, {"ready_s": time.monotonic() - started_s, "ready_cpu_s": tree.cpu_s()}
     finally:
         process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _end(process)
 
 
 @contextlib.contextmanager
