@@ -224,8 +224,8 @@ class TrainConfig(CorpusConfig):
     seed: int = option(42, "seed of LoRA's initial weights, the order of rows and dropout")
     bf16: bool | None = option(None, "compute in bfloat16; default: where the device is a GPU that has it")
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass: slower, far less memory")
-    attn_implementation: Literal["auto", "flash_attention_2", "sdpa"] = option(
-        "auto", "attention kernel; auto: FlashAttention-2 where installed, else torch's SDPA"
+    attn_implementation: Literal["auto", "flash_attention_3", "flash_attention_2", "varlen", "sdpa"] = option(
+        "auto", "attention kernel; auto: FlashAttention where installed, else torch's own of it (varlen), else SDPA"
     )
     isolation: Literal["document", "segment", "none"] = option(
         "document", "which tokens of a row may attend to each other: those of one document, of one segment, or all"

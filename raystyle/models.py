@@ -127,16 +127,23 @@ def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
     with _explained(name), torch.device("meta"):
         auto: Any = AutoModelForCausalLM
         model = auto.from_config(config, trust_remote_code=trust_remote_code)
+    return shapes_of(model, identity(name))
+
+
+def shapes_of(model: Any, identity: str) -> Shapes:
+    """The shapes of a base model without adapters, on whatever device."""
+    import torch
+
     head = model.get_output_embeddings()
     groups: Counter[tuple[str, int, int, bool]] = Counter(
         (path.rsplit(".", 1)[-1], module.in_features, module.out_features, module is head)
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     )
-    text = config.get_text_config()
+    text = model.config.get_text_config()
     heads = text.num_attention_heads
     return Shapes(
-        model_type=config.model_type,
+        model_type=model.config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", 4 * text.hidden_size),
@@ -146,7 +153,7 @@ def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocab_size=text.vocab_size,
         max_position_embeddings=getattr(text, "max_position_embeddings", None),
-        identity=identity(name),
+        identity=identity,
         linears=tuple(Linear(*key[:3], count, key[3]) for key, count in groups.items()),
     )
 
