@@ -39,7 +39,19 @@ NOT_IDENTITY = (
 )
 # Where a worker leaves an error of raystyle's own: the next attempt sees it and does not try again.
 FAILURE = "failure.json"
-LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora")
+LORA = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+    "loraplus_lr_ratio",
+    "modules_to_save",
+    "load_in_4bit",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +77,17 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def make_plan(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, targets: Sequence[Linear]) -> Plan:
+def make_plan(
+    config: TrainConfig,
+    manifest: dict[str, Any],
+    shapes: Shapes,
+    targets: Sequence[Linear],
+    start_digest: str | None = None,
+) -> Plan:
     """The plan of a run over prepared rows.
 
-    `manifest` is `prepare`'s, `targets` are the layers that get LoRA. Raises `ConfigError` or `DataError` for what
+    `manifest` is `prepare`'s, `targets` are the layers that get LoRA, `start_digest` is that of the adapter at
+    `lora_path`. Raises `ConfigError` or `DataError` for what
     cannot work.
     """
     rows, tokens, length = manifest["counts"]["rows"], manifest["counts"]["tokens"], manifest["max_seq_length"]
@@ -76,10 +95,11 @@ def make_plan(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, tar
     batch = config.global_batch_size
     steps_per_epoch = math.ceil(rows / batch)
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
-    trainable = sum(layer.count * config.lora_r * (layer.in_features + layer.out_features) for layer in targets)
+    trainable = trainable_parameters(config, shapes, targets)
     memory = estimate_memory_gb(config, shapes, length, trainable)
     epochs = steps / steps_per_epoch
-    flops = flops_per_token(shapes, trainable, length, config.gradient_checkpointing) * tokens * epochs
+    active = sum(layer.lora_parameters(config.lora_r) * layer.active // layer.copies for layer in targets)
+    flops = flops_per_token(shapes, active, length, config.gradient_checkpointing) * tokens * epochs
     plan = Plan(
         rows=rows,
         tokens=tokens,
@@ -97,10 +117,17 @@ def make_plan(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, tar
         lora_scale=config.lora_scale,
         memory_gb_estimate=memory,
         a100_hours_estimate=flops / (A100_FLOPS * UTILISATION) / 3600 / config.num_workers,
-        identity=identity(config, manifest, shapes, steps),
+        identity=identity(config, manifest, shapes, steps) | {"lora_path": start_digest},
         warnings=(),
     )
     return dataclasses.replace(plan, warnings=tuple(_warnings(config, plan)))
+
+
+def trainable_parameters(config: TrainConfig, shapes: Shapes, targets: Sequence[Linear]) -> int:
+    """How many parameters are trained: LoRA's two matrices, DoRA's magnitude of each output, modules trained whole."""
+    matrices = sum(layer.lora_parameters(config.lora_r) for layer in targets)
+    magnitudes = sum(layer.count * layer.out_features for layer in targets) if config.use_dora else 0
+    return matrices + magnitudes + sum(shapes.modules.get(name, 0) for name in config.modules_to_save)
 
 
 def checkpoint_steps(save_steps: float, steps: int) -> tuple[int, ...]:
@@ -119,8 +146,10 @@ def identity(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, step
         "global_batch_size": config.global_batch_size,
         "steps": steps,
         "seed": config.seed,
-        **{name: getattr(config, name) for name in (*SCHEDULE, *LORA)},
-        "lora_target_modules": list(config.lora_target_modules),
+        **{
+            name: list(value) if isinstance(value := getattr(config, name), tuple) else value
+            for name in (*SCHEDULE, *LORA)
+        },
         "training_args": {k: v for k, v in config.training_args.items() if not k.startswith(NOT_IDENTITY)},
     }
 
@@ -158,7 +187,8 @@ def flops_per_token(shapes: Shapes, trainable: int, mean_keys: int, recompute: b
     half of `mean_keys` keys: 2 products x 2 FLOPs x layers x heads x head_dim x keys / 2.
     """
     embedding = shapes.vocab_size * shapes.hidden_size
-    products = sum(layer.count * layer.in_features * layer.out_features for layer in shapes.linears)
+    layers = (*shapes.linears, *shapes.experts)
+    products = sum(layer.count * layer.active * layer.in_features * layer.out_features for layer in layers)
     attention = 2 * shapes.num_layers * shapes.num_heads * shapes.head_dim * mean_keys
     forward = 2 * products + attention + 2 * trainable
     backward = 2 * products + 2 * attention + 4 * trainable

@@ -20,7 +20,7 @@ import transformers
 from raystyle import adapters, generation, models, storage
 from raystyle.config import TrainConfig
 from raystyle.errors import StorageError, TrainingError
-from raystyle.training import attention, checkpoints, heldout, metrics, sharding
+from raystyle.training import attention, checkpoints, heldout, lora, metrics, sharding
 from raystyle.training.loss import summed_cross_entropy
 from raystyle.training.rows import Order, Rows, block_lengths
 
@@ -42,6 +42,7 @@ class Task:
     layer_counts: dict[str, int]
     use_gpu: bool
     is_validated: bool = False  # each checkpoint is evaluated beside training
+    start_digest: str | None = None  # of the adapter at `lora_path` that training continues from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,17 @@ class PackedTrainer(transformers.Trainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.run.task.use_gpu,
         )
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The Trainer's own optimizer, its groups as LoRA+ has them where that is asked for."""
+        is_made = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if not is_made and self.run.config.loraplus_lr_ratio is not None:
+            groups = lora.parameter_groups(self.model, optimizer.param_groups, self.run.config.loraplus_lr_ratio)
+            optimizer.param_groups.clear()
+            for group in groups:
+                optimizer.add_param_group(group)
+        return optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Seeds dropout by the micro-batch's place in the run, so that a resumed step draws what it would have drawn."""
@@ -239,6 +251,7 @@ class PackedTrainer(transformers.Trainer):
             "data_digest": manifest["digest"],
             "tokenizer_digest": manifest["tokenizer"]["digest"],
             "step": self.state.global_step,
+            **({"continues": self.run.task.start_digest} if self.run.task.start_digest else {}),
         }
 
     def prove(self, rows: Rows) -> None:
@@ -283,7 +296,7 @@ class PackedTrainer(transformers.Trainer):
         """Write the adapter, re-opened and checked, to the run's `adapter/`; its `raystyle_adapter.json` comes last."""
         if self.is_world_process_zero():
             with tempfile.TemporaryDirectory(prefix="raystyle-adapter-") as directory:
-                adapters.save(self.model, directory, self.about())
+                lora.save(self.model, directory, self.about())
                 adapters.verify(directory, self.run.task.layer_counts)
                 storage.upload(directory, storage.join(self.run.config.output_dir, "adapter"))
 

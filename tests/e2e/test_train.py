@@ -240,6 +240,32 @@ def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_mo
     assert distance(adapter(output), adapter(reference_output)) < 1e-5
 
 
+def test_a_second_stage_begins_as_the_adapter_it_continues_from(undisturbed, tiny_model, tiny_prepared, tmp_path):
+    """With LoRA+, whose groups of parameters must come back from a checkpoint: under DDP, then ZeRO-2 on two workers."""
+    first, first_output = undisturbed
+    output = tmp_path / "r"
+    stage = {"lora_path": first_output, "max_steps": 8, "save_steps": 4, "loraplus_lr_ratio": 4}
+    second = run(tiny_model, tiny_prepared, output, **stage)
+    assert second.values("heldout_loss")[0] == pytest.approx(first.values("heldout_loss")[-1], abs=1e-6)
+    about = json.loads((output / "adapter" / "raystyle_adapter.json").read_text())
+    assert (
+        about["continues"]
+        == json.loads((first_output / "adapter" / "raystyle_adapter.json").read_text())["fingerprint"]
+    )
+    whole = adapter(output)
+    assert distance(whole, adapter(first_output)) > 1e-3
+    shutil.rmtree(output / "adapter")
+    shutil.rmtree(output / "checkpoints" / "step-00000008")
+    workers = {"num_workers": 2, "gradient_accumulation_steps": 2, "deepspeed": "zero2"}
+    again = run(tiny_model, tiny_prepared, output, **stage | workers)
+    assert any(entry.get("continued_from_step") == 4 for entry in again.metrics)
+    assert distance(adapter(output), whole) < 1e-5
+    with pytest.raises(RunError, match="`lora_path` was "):
+        run(tiny_model, tiny_prepared, output, **stage | {"lora_path": first_output / "checkpoints" / "step-00000030"})
+    with pytest.raises(ConfigError, match="`lora_r` is 8, and the adapter"):
+        run(tiny_model, tiny_prepared, tmp_path / "other", **stage | {"lora_r": 8})
+
+
 def test_a_worker_s_own_error_ends_the_run_with_its_reason(ray_local, tiny_model, tiny_prepared, tmp_path):
     with pytest.raises(ConfigError, match=r"transformers refuses these training arguments.*no-such-backend"):
         run(tiny_model, tiny_prepared, tmp_path / "r", ddp_backend="no-such-backend")
