@@ -148,15 +148,15 @@ def auto_dtype(device: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def laid_out(name: str, trust_remote_code: bool = False) -> Any:
-    """The network as its config has it, on torch's meta device: names and shapes, nothing allocated."""
+def laid_out(name: str, trust_remote_code: bool = False, attn_implementation: str | None = None) -> Any:
+    """The network as its config has it, on torch's meta device: names and shapes, nothing allocated. Raises `ModelError`."""
     import torch
     from transformers import AutoModelForCausalLM
 
     config = load_config(name, trust_remote_code)
     with _explained(name), torch.device("meta"):
         auto: Any = AutoModelForCausalLM
-        return auto.from_config(config, trust_remote_code=trust_remote_code)
+        return auto.from_config(config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation)
 
 
 def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
@@ -206,11 +206,16 @@ def _sizes(model: Any) -> dict[str, int]:
     return dict(found)
 
 
+def num_experts(config: Any) -> int:
+    """How many experts each layer of a mixture has, by transformers' config; 0 for other models."""
+    counts = [getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
+    return next((count for count in counts if count), 0)
+
+
 def _experts(model: Any, config: Any) -> tuple[Linear, ...]:
     """A mixture's fused experts: parameters of three dimensions, (experts, out, in), or (experts, in, out) where the module
     says that it `is_transposed`."""
-    counts = [getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
-    copies = next((count for count in counts if count), 0)
+    copies = num_experts(config)
     active = getattr(config, "num_experts_per_tok", None) or copies
     groups: Counter[tuple[str, int, int]] = Counter()
     for path, module in model.named_modules():
@@ -271,7 +276,12 @@ def targeted(
     """What gets LoRA, by the names that PEFT's layers will have. Raises `ModelError` for a target that matches nothing."""
     experts = _targeted_experts(shapes, lora_target_parameters)
     if lora_target_modules == ("all-linear",):
-        return [*(layer for layer in shapes.linears if not layer.is_head), *experts]
+        linear = [layer for layer in shapes.linears if not layer.is_head]
+        if not linear:
+            raise ModelError(
+                f"this `{shapes.model_type}` model has no linear layers for LoRA\nhint: use another base, such as Llama or Qwen"
+            )
+        return [*linear, *experts]
     names = {layer.name for layer in shapes.linears}
     for target in lora_target_modules:
         if target not in names:

@@ -92,7 +92,7 @@ class Preflight:
 
 def preflight(config: TrainConfig) -> Preflight:
     """Everything that can be known before training, checked; raw text is prepared last, and `train` uses the same rows."""
-    from raystyle.training import continuation
+    from raystyle.training import continuation, refusals
     from raystyle.training.fit import check_is_run
     from raystyle.training.sharding import deepspeed_config
 
@@ -101,12 +101,15 @@ def preflight(config: TrainConfig) -> Preflight:
             "`--streaming` is not there yet\nhint: `raystyle prepare` first; rows are read from storage as they are needed"
         )
     deepspeed_config(config.deepspeed)
+    refusals.check_packages(config)
     shapes = models.read_shapes(config.model_name_or_path, config.trust_remote_code)
     config, start_digest = continuation.begin(config, shapes)
+    refusals.check_base(config, shapes)
     targets = models.targeted(shapes, config.lora_target_modules, config.lora_target_parameters)
     tokenizer = tokens.load_tokenizer(
         config.tokenizer_name_or_path or config.model_name_or_path, config.trust_remote_code
     )
+    refusals.check_tokenizer(config, shapes, tokenizer)
     check_is_run(config.output_dir)
     if not is_prepared(config.dataset_path):
         planning.check_shapes(config.max_seq_length or 4096, len(tokenizer), shapes)

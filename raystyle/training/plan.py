@@ -12,9 +12,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from raystyle import lora_config
 from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, DataError
 from raystyle.models import Linear, Shapes
+from raystyle.training import lora
 
 GB = 1e9
 CHUNK_BYTES = 256 * 2**20  # of logits, as in loss.py
@@ -227,6 +229,12 @@ def _warnings(config: TrainConfig, plan: Plan) -> list[str]:
         )
     if plan.steps < 20:
         found.append(f"{plan.steps} steps are few; a smaller batch or more epochs give the adapter more updates")
+    settings = {name: value for name, value in lora.settings(config).items() if name != "peft_type"}
+    if unserved := [f"`{name}`" for name, value in settings.items() if not lora_config.is_understood(name, value)]:
+        found.append(
+            f"serving and `raystyle sample` cannot take an adapter with {' and '.join(unserved)}: merge it into its base "
+            "with `raystyle export`, and serve that"
+        )
     last = plan.rows % plan.global_batch_size
     if last and plan.rows < plan.global_batch_size:
         found.append(f"one batch asks for {plan.global_batch_size} rows and there are {plan.rows}: lower the batch")

@@ -266,6 +266,37 @@ def test_a_second_stage_begins_as_the_adapter_it_continues_from(undisturbed, tin
         run(tiny_model, tiny_prepared, tmp_path / "other", **stage | {"lora_r": 8})
 
 
+def test_a_mixture_of_experts_trains_continues_and_is_merged(ray_local, tiny_prepared, tmp_path):
+    """LoRA on attention and on the fused experts, with gradient checkpointing, on other workers after the checkpoint."""
+    import builders
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from raystyle import models
+    from raystyle.config import ExportConfig
+
+    model, output = builders.write_model(tmp_path / "mixtral", family="mixtral"), tmp_path / "r"
+    settings = {
+        "lora_target_modules": "all-linear", "lora_target_parameters": "experts", "lora_dropout": 0, "max_steps": 20,
+        "save_steps": 10, "gradient_checkpointing": True, "learning_rate": 1e-2,
+    }  # fmt: skip
+    result = run(model, tiny_prepared, output, **settings)
+    assert sum(losses(result)[-5:]) < sum(losses(result)[:5]) - 0.1
+    assert any(entry.get("isolation_logit_difference", 1) < 1e-4 for entry in result.metrics)
+    whole = adapter(output)
+    assert any(".experts.base_layer.lora_B" in name and tensor.any() for name, tensor in whole.items())
+    shutil.rmtree(output / "adapter")
+    shutil.rmtree(output / "checkpoints" / "step-00000020")
+    again = run(model, tiny_prepared, output, **settings, num_workers=2, gradient_accumulation_steps=2)
+    assert any(entry.get("continued_from_step") == 10 for entry in again.metrics)
+    assert distance(adapter(output), whole) < 1e-4
+    export = {"model_name_or_path": str(model), "lora_path": str(output), "output_dir": str(tmp_path / "merged")}
+    merged = AutoModelForCausalLM.from_pretrained(pipeline.export(flags.from_dict(ExportConfig, export)))
+    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("今日天气", return_tensors="pt").input_ids
+    tuned = models.load_adapter(models.load_base(str(model), dtype=torch.float32), str(output / "adapter"))
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, tuned(ids).logits, atol=1e-5, rtol=1e-4)
+
+
 def test_a_worker_s_own_error_ends_the_run_with_its_reason(ray_local, tiny_model, tiny_prepared, tmp_path):
     with pytest.raises(ConfigError, match=r"transformers refuses these training arguments.*no-such-backend"):
         run(tiny_model, tiny_prepared, tmp_path / "r", ddp_backend="no-such-backend")

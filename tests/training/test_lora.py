@@ -196,3 +196,28 @@ def test_experts_that_are_not_there_are_refused(family, values, message, mixture
     settings = config(**{"lora_target_modules": ["all-linear"]} | values)
     with pytest.raises(ModelError, match=message):
         models.targeted(shapes, settings.lora_target_modules, settings.lora_target_parameters)
+
+
+def test_a_base_in_4_bits_trains_and_its_adapter_fits_the_whole_base(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    path = builders.write_model(tmp_path / "m", hidden=64)
+    settings = config(load_in_4bit=True)
+    base = models.load_base(str(path), dtype=torch.float32, load_in_4bit=True)
+    assert base.model.layers[0].self_attn.q_proj.weight.dtype == torch.uint8
+    model = lora.attach(base, settings)
+    shapes = models.read_shapes(str(path))
+    targets = models.targeted(shapes, settings.lora_target_modules)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert sum(map(torch.numel, trained)) == plan.trainable_parameters(settings, shapes, targets)
+    lora.check_layers(model, {layer.name: layer.count for layer in targets})
+    ids = torch.arange(40)[None]
+    optimizer, losses = torch.optim.AdamW(trained, lr=0.01), []
+    for _ in range(10):
+        losses.append(model(input_ids=ids, labels=ids, use_cache=False).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    lora.save(model, str(tmp_path / "a"), {})
+    tuned = models.load_adapter(load(path), str(tmp_path / "a"))
+    with torch.no_grad():
+        assert float(tuned(input_ids=ids, labels=ids, use_cache=False).loss) < float(losses[0]) - 0.3
