@@ -240,6 +240,12 @@ class TrainConfig(CorpusConfig):
     max_steps: int = option(-1, "optimizer steps, instead of epochs where it is positive")
     seed: int = option(42, "seed of LoRA's initial weights, the order of rows and dropout")
     bf16: bool | None = option(None, "compute in bfloat16; default: where the device is a GPU that has it")
+    on_bad_loss: Literal["stop", "skip"] = option(
+        "stop", "what becomes of a step whose loss is not finite or leaps: the run stops, or the step changes nothing"
+    )
+    loss_spike: float = option(
+        3.0, "nats per token above the median of the last 32 logged losses from which a loss leaps; 0: none does"
+    )
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass: slower, far less memory")
     attn_implementation: Literal["auto", "flash_attention_2", "sdpa"] = option(
         "auto", "attention kernel; auto: FlashAttention-2 where installed, else torch's SDPA"
@@ -340,6 +346,12 @@ class TrainConfig(CorpusConfig):
             f"{self.lora_r}, `use_rslora` {str(self.use_rslora).lower()}); above {MAX_LORA_SCALE:g} training diverges\n"
             f"hint: for a scale of 2 use `--lora_alpha {round(2 * (self.lora_alpha / self.lora_scale))}`",
         )
+        require(
+            self.on_bad_loss == "stop" or self.deepspeed is None,
+            "`--on_bad_loss skip` does not go with `deepspeed`, which has moved the weights when the loss is known\n"
+            "hint: train without `deepspeed`, or stop at such steps",
+        )
+        require(self.loss_spike >= 0, f"`loss_spike` is {self.loss_spike}\nhint: use nats per token, or 0")
         self._check_lora()
 
     def _check_lora(self) -> None:

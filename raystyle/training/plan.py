@@ -75,6 +75,7 @@ class Plan:
     lora_scale: float
     memory_gb_estimate: dict[str, float]
     a100_hours_estimate: float
+    model_flops: tuple[float, float]  # of one token: without attention, and for each key that it sees
     identity: dict[str, Any]
     warnings: tuple[str, ...]
 
@@ -102,6 +103,9 @@ def make_plan(
     epochs = steps / steps_per_epoch
     active = sum(layer.lora_parameters(config.lora_r) * layer.active // layer.copies for layer in targets)
     flops = flops_per_token(shapes, active, length, config.gradient_checkpointing) * tokens * epochs
+    without_keys = flops_per_token(shapes, active, 0, recompute=False)
+    # A token sees half of `mean_keys` on average.
+    per_key = flops_per_token(shapes, active, 2, recompute=False) - without_keys
     plan = Plan(
         rows=rows,
         tokens=tokens,
@@ -119,6 +123,7 @@ def make_plan(
         lora_scale=config.lora_scale,
         memory_gb_estimate=memory,
         a100_hours_estimate=flops / (A100_FLOPS * UTILISATION) / 3600 / config.num_workers,
+        model_flops=(without_keys, per_key),
         identity=identity(config, manifest, shapes, steps) | {"lora_path": start_digest},
         warnings=(),
     )
