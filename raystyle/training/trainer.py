@@ -20,7 +20,7 @@ import transformers
 from raystyle import adapters, generation, models, storage
 from raystyle.config import TrainConfig
 from raystyle.errors import StorageError, TrainingError
-from raystyle.training import attention, checkpoints, guard, heldout, lora, metrics, sharding, speed
+from raystyle.training import attention, checkpoints, gate, guard, hardest, heldout, lora, metrics, sharding, speed
 from raystyle.training.loss import IGNORE, summed_cross_entropy
 from raystyle.training.rows import Order, Rows, block_lengths
 
@@ -341,9 +341,20 @@ class PackedTrainer(transformers.Trainer):
         record = {"step": self.state.global_step, "prompt": config.sample_prompt, "text": completion.text}
         storage.write_json(storage.join(config.output_dir, "samples", f"{name}.json"), record)
 
+    def explain_plateau(self) -> None:
+        """Where the loss gate sees a plateau, what it stands on goes into metrics.jsonl; see `hardest.py`."""
+        losses, held_out = (
+            [(entry["step"], entry[name]) for entry in self.state.log_history if name in entry]
+            for name in ("loss", "heldout_loss")
+        )
+        parameters = sum(p.numel() for name, p in self.model.named_parameters() if ".lora_" not in name)
+        if gate.judge(losses, held_out, parameters).word.startswith("plateau"):
+            self.record(hardest.find(self))
+
     def finish(self) -> None:
         """Write the adapter, re-opened and checked, to the run's `adapter/`; its `raystyle_adapter.json` comes last."""
         if self.is_world_process_zero():
+            self.explain_plateau()
             with tempfile.TemporaryDirectory(prefix="raystyle-adapter-") as directory:
                 lora.save(self.model, directory, self.about())
                 adapters.verify(directory, self.run.task.layer_counts)

@@ -18,7 +18,7 @@ from raystyle.training.rows import Order, Placed, Rows, flat_batch
 STEPS, BAD_STEP = 8, 3
 
 
-def trainer_for(model_path, prepared, output, **values):
+def trainer_for(model_path, prepared, output, tokenizer=None, **values):
     """The trainer on real rows, without Ray: no checkpoint is asked for."""
     from transformers import AutoModelForCausalLM, TrainingArguments
 
@@ -47,7 +47,7 @@ def trainer_for(model_path, prepared, output, **values):
         args=arguments,
         train_dataset=Placed(rows),
         data_collator=lambda batch: flat_batch(batch, config.isolation, attention.PACKED_SDPA),
-        run=Run(config, task, order, None, attention.PACKED_SDPA, ()),
+        run=Run(config, task, order, tokenizer, attention.PACKED_SDPA, ()),
     )
 
 
