@@ -9,6 +9,7 @@ from typing import Any
 from raystyle import progress, storage
 from raystyle.errors import StorageError
 from raystyle.training import metrics
+from raystyle.training.guard import described
 
 POLL_INTERVAL_S = 1.0
 NUMBERS_SHOWN = 5
@@ -35,8 +36,7 @@ def followed(output_dir: str, steps: int) -> Iterator[None]:
                 _say(outcome(record))
             entries = [entry for entry in everything if "loss" in entry]
             if entries and entries[-1]["step"] > seen:
-                speed = f"{entries[-1].get('tokens_per_second', 0):,.0f} tokens/s"
-                shown.update(entries[-1]["step"] - seen, f"loss {entries[-1]['loss']:.3f}, {speed}")
+                shown.update(entries[-1]["step"] - seen, note(entries[-1]))
                 seen = entries[-1]["step"]
 
         def follow() -> None:
@@ -51,6 +51,18 @@ def followed(output_dir: str, steps: int) -> Iterator[None]:
             done.set()
             thread.join()
             refresh()
+
+
+def note(entry: dict[str, Any]) -> str:
+    """What the bar says of the last logged step."""
+    parts = [f"loss {entry['loss']:.3f}", f"{entry.get('tokens_per_second', 0):,.0f} tokens/s"]
+    if "model_flop_utilisation" in entry:
+        parts.append(f"{entry['model_flop_utilisation']:.1%} of peak")
+    if "peak_memory_gb" in entry:
+        parts.append(f"{entry['peak_memory_gb']:.1f} GB")
+    if "seconds_left" in entry:
+        parts.append(f"{entry['seconds_left'] / 60:.0f} min left")
+    return ", ".join(parts)
 
 
 def _say(line: str) -> None:
@@ -99,6 +111,8 @@ def _milestone(entry: dict[str, Any]) -> str | None:
         )
     if "continued_from_step" in entry:
         return f"continued from the checkpoint of step {entry['continued_from_step']}"
+    if entry.get("left_out"):
+        return f"{entry['bad_loss']}; the step was left out: {described(entry['rows'], entry['sources'])}"
     if "heldout_loss" in entry:
         return f"held-out loss after step {entry['step']}: {entry['heldout_loss']:.4f} nats per token"
     return None

@@ -232,6 +232,63 @@ def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_mo
     assert distance(adapter(output), adapter(reference_output)) < 1e-5
 
 
+def test_a_second_stage_begins_as_the_adapter_it_continues_from(undisturbed, tiny_model, tiny_prepared, tmp_path):
+    """With LoRA+, whose groups of parameters must come back from a checkpoint: under DDP, then ZeRO-2 on two workers."""
+    first, first_output = undisturbed
+    output = tmp_path / "r"
+    stage = {"lora_path": first_output, "max_steps": 8, "save_steps": 4, "loraplus_lr_ratio": 4}
+    second = run(tiny_model, tiny_prepared, output, **stage)
+    assert second.values("heldout_loss")[0] == pytest.approx(first.values("heldout_loss")[-1], abs=1e-6)
+    about = json.loads((output / "adapter" / "raystyle_adapter.json").read_text())
+    assert (
+        about["continues"]
+        == json.loads((first_output / "adapter" / "raystyle_adapter.json").read_text())["fingerprint"]
+    )
+    whole = adapter(output)
+    assert distance(whole, adapter(first_output)) > 1e-3
+    shutil.rmtree(output / "adapter")
+    shutil.rmtree(output / "checkpoints" / "step-00000008")
+    workers = {"num_workers": 2, "gradient_accumulation_steps": 2, "deepspeed": "zero2"}
+    again = run(tiny_model, tiny_prepared, output, **stage | workers)
+    assert any(entry.get("continued_from_step") == 4 for entry in again.metrics)
+    assert distance(adapter(output), whole) < 1e-5
+    with pytest.raises(RunError, match="`lora_path` was "):
+        run(tiny_model, tiny_prepared, output, **stage | {"lora_path": first_output / "checkpoints" / "step-00000030"})
+    with pytest.raises(ConfigError, match="`lora_r` is 8, and the adapter"):
+        run(tiny_model, tiny_prepared, tmp_path / "other", **stage | {"lora_r": 8})
+
+
+def test_a_mixture_of_experts_trains_continues_and_is_merged(ray_local, tiny_prepared, tmp_path):
+    """LoRA on attention and on the fused experts, with gradient checkpointing, on other workers after the checkpoint."""
+    import builders
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from raystyle import models
+    from raystyle.config import ExportConfig
+
+    model, output = builders.write_model(tmp_path / "mixtral", family="mixtral"), tmp_path / "r"
+    settings = {
+        "lora_target_modules": "all-linear", "lora_target_parameters": "experts", "lora_dropout": 0, "max_steps": 20,
+        "save_steps": 10, "gradient_checkpointing": True, "learning_rate": 1e-2,
+    }  # fmt: skip
+    result = run(model, tiny_prepared, output, **settings)
+    assert sum(losses(result)[-5:]) < sum(losses(result)[:5]) - 0.1
+    assert any(entry.get("isolation_logit_difference", 1) < 1e-4 for entry in result.metrics)
+    whole = adapter(output)
+    assert any(".experts.base_layer.lora_B" in name and tensor.any() for name, tensor in whole.items())
+    shutil.rmtree(output / "adapter")
+    shutil.rmtree(output / "checkpoints" / "step-00000020")
+    again = run(model, tiny_prepared, output, **settings, num_workers=2, gradient_accumulation_steps=2)
+    assert any(entry.get("continued_from_step") == 10 for entry in again.metrics)
+    assert distance(adapter(output), whole) < 1e-4
+    export = {"model_name_or_path": str(model), "lora_path": str(output), "output_dir": str(tmp_path / "merged")}
+    merged = AutoModelForCausalLM.from_pretrained(pipeline.export(flags.from_dict(ExportConfig, export)))
+    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("今日天气", return_tensors="pt").input_ids
+    tuned = models.load_adapter(models.load_base(str(model), dtype=torch.float32), str(output / "adapter"))
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, tuned(ids).logits, atol=1e-5, rtol=1e-4)
+
+
 def test_a_worker_s_own_error_ends_the_run_with_its_reason(ray_local, tiny_model, tiny_prepared, tmp_path):
     with pytest.raises(ConfigError, match=r"transformers refuses these training arguments.*no-such-backend"):
         run(tiny_model, tiny_prepared, tmp_path / "r", ddp_backend="no-such-backend")
