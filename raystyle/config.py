@@ -57,6 +57,9 @@ class RayConfig:
 
     num_cpus: int | None = option(None, "cap on the CPU cores of a local Ray; default: all of this machine's")
     ray_address: str | None = option(None, "a running Ray to join (`RAY_ADDRESS` works too); default: a local one")
+    shared_paths: bool = option(
+        False, "local paths are the same files on every node (NFS); else several nodes need URIs"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -585,3 +588,19 @@ def check_lengths(max_seq_length: int, segment_length: int) -> None:
         f"`max_seq_length` {max_seq_length} is shorter than `segment_length` {segment_length}\n"
         f"hint: use `--segment_length {max_seq_length}` or a longer row",
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorConfig(RayConfig):
+    """Look for what would stop a command on this machine or, with `--ray_address`, on every node of a cluster.
+
+    Each line is ok, warn or fail, with its remedy; the exit status is 1 where one fails.
+    """
+
+    output_dir: str | None = option(None, "a run's directory to be: is there room, can every node write it", path=True)
+    use_gpu: bool | None = option(None, "a GPU is needed; default: it is looked at where there is one")
+    port: int = option(8000, "where `raystyle serve` would listen")
+    json: bool = option(False, "print one JSON object per check")
+
+    def __post_init__(self) -> None:
+        require(1 <= self.port <= 65535, f"`port` is {self.port}\nhint: use a port from 1 to 65535")

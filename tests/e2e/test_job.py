@@ -1,5 +1,6 @@
 """`ray job submit` on a cluster of this machine's own, with token authentication on."""
 
+import json
 import os
 import signal
 import socket
@@ -32,13 +33,14 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory, s3_server):
     """The address of a Ray head's dashboard, and the environment that a client needs."""
     head_port, dashboard_port, client_port, agent_port = free_ports(4)
     # Ray keeps Unix sockets below its temporary folder, whose path may have 60 characters or so.
     temporary = f"/tmp/raystyle-test-{os.getpid()}"
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("RAY_ADDRESS", None)
+    environment["HEAD_PORT"] = str(head_port)
     # `ray start` asks for a token that is there; a local `ray.init()` or this command makes one.
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     ports = [f"--port={head_port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]
@@ -189,6 +191,37 @@ def test_without_the_token_nothing_is_submitted(cluster, tmp_path):
     )
     assert done.returncode != 0
     assert "token" in (done.stdout + done.stderr).lower()
+
+
+def doctor(cluster, *words: object) -> tuple[int, dict[str, dict[str, str]]]:
+    """`raystyle doctor` from outside the cluster: exit status, and its checks by name."""
+    address, environment = cluster
+    host = address.removeprefix("http://").partition(":")[0]
+    command = [sys.executable, *map(str, words), "--json", "--ray_address", f"{host}:{environment['HEAD_PORT']}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    checks = [json.loads(line) for line in done.stdout.splitlines()]
+    assert checks, done.stderr
+    return done.returncode, {check["name"]: check for check in checks}
+
+
+def test_doctor_finds_a_healthy_cluster_healthy(cluster, bucket):
+    status, checks = doctor(cluster, "jobs/doctor.py", "--output_dir", f"{bucket}/runs")
+    assert [check for check in checks.values() if check["status"] == "fail"] == []
+    assert status == 0
+    assert checks["ray"]["found"].startswith("1 of 1 nodes answered")
+    assert checks["dashboard"]["found"].startswith("listens on 127.0.0.1:")
+    assert checks["storage"]["node"]
+
+
+def test_doctor_finds_another_version_and_a_missing_token(cluster, tmp_path):
+    other = "import ray, sys; ray.__version__ = '2.59.0'; from raystyle.cli import main; sys.exit(main(['doctor', *sys.argv[1:]]))"
+    status, checks = doctor(cluster, "-c", other)
+    assert status == 1
+    assert "Version mismatch" in checks["ray"]["found"]
+    address, environment = cluster
+    status, checks = doctor((address, environment | {"HOME": str(tmp_path)}), "jobs/doctor.py")
+    assert status == 1
+    assert {name for name, check in checks.items() if check["status"] == "fail"} == {"ray", "token"}
 
 
 @pytest.mark.parametrize(
