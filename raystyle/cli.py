@@ -128,9 +128,33 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     # Ray has put its own handler in place of `main`'s, which prints a stack and leaves no time to finish anything.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if isinstance(config, PrepareConfig | TrainConfig | EvaluateConfig):
+            refuse_unshared(config)
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_unshared(config: PrepareConfig | TrainConfig | EvaluateConfig) -> None:
+    """Raises `ConfigError` where tasks run on other machines than this one, and a place is a path of this one.
+
+    A head without CPUs counts as another machine: what it is asked to do, others will.
+    """
+    import ray
+
+    from raystyle.storage import is_remote
+
+    working = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+    if config.shared_paths or working == {ray.util.get_node_ip_address()}:
+        return
+    for name in ("output_dir", "dataset_path", "lora_path"):
+        places = getattr(config, name, None) or ()
+        for place in (places,) if isinstance(places, str) else places:
+            if not is_remote(place):
+                raise ConfigError(
+                    f"`{name}` is {place}, a path of one machine, and this Ray works on {len(working)} others or more\n"
+                    "hint: s3:// or gs://, or `--shared_paths` where every node sees the same files there (NFS)"
+                )
 
 
 def run_prepare(config: PrepareConfig) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,10 +15,22 @@ import builders
 import httpx
 import pytest
 
+from raystyle import storage
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
+
+
+# What a cluster's environment may hold. The S3 server takes any keys.
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIAPLANTEDKEY7XQ2M4",
+    "AWS_SECRET_ACCESS_KEY": "planted/aws+secret8Zk1Qw7Rt5Yp3Lm9Vx2Nc4Bd6",
+    "HF_TOKEN": "hf_plantedHubToken9sKq2LmWv7ZtXyB4RnPc",
+    "OPENAI_API_KEY": "sk-planted-api-key-3fJ8mQ1xTz6Wc9Vb2Nk5",
+    "WANDB_API_KEY": "planted-wandb-key-71c0ffee71c0ffee71c0",
+}
 
 
 def free_ports(count: int) -> list[int]:
@@ -39,6 +52,7 @@ def cluster(tmp_path_factory, s3_server):
     # Ray keeps Unix sockets below its temporary folder, whose path may have 60 characters or so.
     temporary = f"/tmp/raystyle-test-{os.getpid()}"
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
+    environment |= SECRETS
     environment.pop("RAY_ADDRESS", None)
     environment["HEAD_PORT"] = str(head_port)
     # `ray start` asks for a token that is there; a local `ray.init()` or this command makes one.
@@ -46,6 +60,7 @@ def cluster(tmp_path_factory, s3_server):
     ports = [f"--port={head_port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]
     ports.append(f"--dashboard-agent-listen-port={agent_port}")
     settings = ["--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={temporary}", "--disable-usage-stats"]
+    settings.append("--labels=pool=cpu")
     head = subprocess.Popen(
         [RAY, "start", "--head", "--block", *ports, *settings],
         env=environment,
@@ -68,7 +83,8 @@ def submit(cluster, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 def _submit(address: str, environment: dict[str, str], *words: object) -> subprocess.CompletedProcess[str]:
-    command = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", "python", *map(str, words)]
+    travels = ["--working-dir", ".", "--runtime-env", "cluster/runtime-env.yaml"]
+    command = [RAY, "job", "submit", "--address", address, *travels, "--", "python", *map(str, words)]
     return subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
     )
@@ -175,11 +191,60 @@ def small(model: Path, prepared: Path, output: object) -> list[object]:
 
 
 def test_a_job_trains_and_leaves_its_adapter_where_the_flag_says(cluster, tiny_model, tiny_prepared, tmp_path):
-    done = submit(cluster, "jobs/train.py", *small(tiny_model, tiny_prepared, tmp_path / "run"))
+    labels = ["--prepare_on", "pool=cpu", "--train_on", "pool=cpu"]
+    done = submit(cluster, "jobs/train.py", *small(tiny_model, tiny_prepared, tmp_path / "run"), *labels)
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
     assert "isolation of documents proved" in done.stdout
     assert f"adapter  {tmp_path}/run/adapter" in done.stdout
+
+
+def test_a_stopped_job_continues_where_it_was(cluster, tiny_model, tiny_prepared, tmp_path):
+    address, environment = cluster
+    words = [*small(tiny_model, tiny_prepared, tmp_path / "run"), "--max_steps", 24, "--save_steps", 4]
+    job = ["job", "submit", "--address", address, "--no-wait", "--submission-id", "to-be-stopped", "--working-dir", "."]
+    command = [RAY, *job, "--", "python", "jobs/train.py", *map(str, words)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
+    deadline = time.monotonic() + 180
+    while not list((tmp_path / "run/checkpoints").glob("*/checkpoint.json")):
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.1)
+    stop = [RAY, "job", "stop", "--address", address, "to-be-stopped"]
+    assert subprocess.run(stop, env=environment, capture_output=True, timeout=120).returncode == 0
+    assert not (tmp_path / "run/adapter").exists(), "it had ended before it was stopped"
+    done = submit(cluster, "jobs/train.py", *words)
+    assert done.returncode == 0, done.stdout
+    about = json.loads((tmp_path / "run/adapter/raystyle_adapter.json").read_text())
+    assert about["step"] == 24
+    assert "continued from the checkpoint of step" in done.stdout
+
+
+def test_a_pipeline_writes_no_secret_anywhere(cluster, bucket, tiny_model, tmp_path):
+    """Raw text to a judged adapter in one job, in object storage; then everything that was written is searched."""
+    for number in range(4):
+        draw = random.Random(number)
+        lines = ["".join(draw.sample(builders.ALPHABET[:-7], 20)) + "。" for _ in range(40)]
+        storage.write_bytes(f"{bucket}/novels/{number}.txt", "\n".join(lines).encode())
+    words = small(tiny_model, Path("-"), f"{bucket}/run")
+    words[words.index("--dataset_path") + 1] = f"{bucket}/novels"
+    words[words.index("--eval_style") + 1] = "light"
+    done = submit(cluster, "jobs/pipeline.py", *words, "--heldout_fraction", 0.3, "--save_steps", 3)
+    assert done.returncode == 0, done.stdout
+    token = (Path.home() / ".ray/auth_token").read_text().strip()
+    searched = {"the job's output": done.stdout.encode()}
+    searched |= {file.uri: storage.read_bytes(file.uri) for file in storage.list_files(f"{bucket}/run", hidden=True)}
+    logs = Path(f"/tmp/raystyle-test-{os.getpid()}/session_latest/logs")
+    searched |= {str(path): path.read_bytes() for path in logs.rglob("*") if path.is_file()}
+    for name in ("config.json", "plan.json", "evaluation.json", "report.html", "prepared/manifest.json"):
+        assert f"{bucket}/run/{name}" in searched
+    assert any(b"isolation of documents proved" in searched[place] for place in searched if place.startswith(str(logs)))
+    found = [
+        (name, place)
+        for name, secret in {**SECRETS, "the token": token}.items()
+        for place, content in searched.items()
+        if secret.encode() in content
+    ]
+    assert found == []
 
 
 def test_without_the_token_nothing_is_submitted(cluster, tmp_path):
