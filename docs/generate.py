@@ -24,6 +24,7 @@ COMMANDS = [
     config.AttributeConfig,
     config.ExportConfig,
     config.ServeConfig,
+    config.DoctorConfig,
 ]
 
 

@@ -168,7 +168,6 @@ def shapes_of(model: Any, identity: str) -> Shapes:
     """The shapes of a base model without adapters, on whatever device."""
     import torch
 
-    config = model.config
     head = model.get_output_embeddings()
     groups: Counter[tuple[str, int, int, bool]] = Counter(
         (path.rsplit(".", 1)[-1], module.in_features, module.out_features, module is head)
