@@ -13,15 +13,13 @@ STAGES = {"corpus", "training", "style", "serving"}
 # What joins stages: it may import them. Everything else at the top is shared, and imports no stage.
 JOINING = {"cli", "pipeline", "evaluation", "demo", "__main__"}
 # The one file of each stage that starts Ray, and what it joins.
-RAY_FILES = {
+RAY_FILES = {f"training/{name}.py" for name in ("fit", "loop", "trainer", "validation")} | {
+    "cli.py",
     "corpus/prepare.py",
-    "style/evaluate.py",
+    "doctor/cluster.py",
     "serving/app.py",
     "serving/lifetime.py",
-    "doctor/cluster.py",
-    "cli.py",
-} | {  # fmt: skip
-    f"training/{name}.py" for name in ("fit", "loop", "trainer", "validation")
+    "style/evaluate.py",
 }
 
 
