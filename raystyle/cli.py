@@ -143,8 +143,9 @@ def run_rules(config: RulesConfig) -> None:
 def run_plan(config: TrainConfig) -> None:
     from raystyle import pipeline
     from raystyle.training.plan import describe
+    from raystyle.training.preflight import is_prepared
 
-    if pipeline.is_prepared(config.dataset_path):
+    if is_prepared(config.dataset_path):
         say(describe(pipeline.preflight(config).plan))
         return
     with ray_session(config):

@@ -229,7 +229,9 @@ def convert(config_class: Any, name: str, value: Any, *, from_text: bool) -> Any
         return None
     if value is None and type(None) in kinds:
         return None
-    converted = as_type(name, value, kinds[0], from_text)
+    # Of `int | str`, what is no number is text, for the config to judge.
+    is_text = str in kinds[1:] and isinstance(value, str) and not value.lstrip("-").isdigit()
+    converted = as_type(name, value, str if is_text else kinds[0], from_text)
     if known[name].metadata.get("path") and converted is not None:
         if isinstance(converted, tuple):
             return tuple(as_path(name, item) for item in converted)

@@ -1,5 +1,6 @@
 """A run's progress for a person watching: a bar over the steps, and a line for each event worth one."""
 
+import itertools
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,13 @@ def followed(output_dir: str, steps: int) -> Iterator[None]:
         def refresh() -> None:
             nonlocal seen
             everything = _own(output_dir)
+            # A run that has started again goes on from an earlier step, and the lines after that one are other lines.
+            told[:] = [
+                old
+                for old, new in itertools.takewhile(
+                    lambda pair: pair[0] == pair[1], zip(told, everything, strict=False)
+                )
+            ]
             for entry in everything[len(told) :]:
                 told.append(entry)
                 if line := _milestone(entry):
@@ -89,10 +97,17 @@ def _milestone(entry: dict[str, Any]) -> str | None:
             f"isolation of documents proved: logits within {entry['isolation_logit_difference']:.0e} of each one alone"
         )
     if "continued_from_step" in entry:
-        return f"continued from the checkpoint of step {entry['continued_from_step']}"
+        return f"continued from the checkpoint of step {entry['continued_from_step']}, by {workers(entry)}"
+    if "num_workers" in entry:
+        return f"training with {workers(entry)}"
     if "heldout_loss" in entry:
         return f"held-out loss after step {entry['step']}: {entry['heldout_loss']:.4f} nats per token"
     return None
+
+
+def workers(entry: dict[str, Any]) -> str:
+    count = entry["num_workers"]
+    return f"{count} worker{'s' if count > 1 else ''}"
 
 
 def outcome(record: dict[str, Any]) -> str:

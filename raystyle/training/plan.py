@@ -96,7 +96,7 @@ def make_plan(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, tar
         base_parameters=shapes.parameters,
         lora_scale=config.lora_scale,
         memory_gb_estimate=memory,
-        a100_hours_estimate=flops / (A100_FLOPS * UTILISATION) / 3600 / config.num_workers,
+        a100_hours_estimate=flops / (A100_FLOPS * UTILISATION) / 3600 / config.max_workers,
         identity=identity(config, manifest, shapes, steps),
         warnings=(),
     )
@@ -176,7 +176,7 @@ def estimate_memory_gb(config: TrainConfig, shapes: Shapes, length: int, trainab
     kept = 2 * shapes.hidden_size * tokens * shapes.num_layers + layer if config.gradient_checkpointing else 0
     # PEFT drops out each LoRA module's own copy of its input (7 per layer, 2 bytes each and a mask of 1).
     dropout = 7 * 3 * shapes.hidden_size * tokens * shapes.num_layers if config.lora_dropout else 0
-    shards = config.num_workers if config.deepspeed else 1
+    shards = config.min_workers if config.deepspeed else 1  # what must fit when the fewest share
     sizes = {
         "base weights": 2 * shapes.parameters,
         "LoRA weights and gradients": 8 * trainable,
