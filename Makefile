@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/raystyle demo
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 	$(BIN)/pytest -m e2e --timeout 1200
 
 # vLLM has an environment of its own, of exactly these packages: nothing is looked up, so it is there in a few minutes.

@@ -149,8 +149,11 @@ def _default_note(field: "dataclasses.Field[Any]") -> str:
     return "" if value is None or value is False else f" (default: {str(value).lower() if value is True else value})"
 
 
+_types_of = functools.cache(typing.get_type_hints)  # they are evaluated anew each time, which takes milliseconds
+
+
 def _type_of(config_class: Any, name: str) -> Any:
-    return typing.get_type_hints(config_class)[name]
+    return _types_of(config_class)[name]
 
 
 def _metavar(annotation: Any) -> str:

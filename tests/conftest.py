@@ -15,6 +15,11 @@ import pytest
 from hypothesis import settings
 from prose import PROSE
 
+# One thread for each process, which sleeps where it waits: models here are small, and tests run several processes at once.
+# Set before torch is imported; Ray's workers and the commands that tests run inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # Machines that run tests are busy; a slow example is no failure.
 settings.register_profile("raystyle", deadline=None)
 settings.load_profile("raystyle")
@@ -114,6 +119,14 @@ def ray_local(s3_server: str) -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def joined(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that the test runs join the session's Ray: to start one of its own takes most of them longer than their work."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 
 
 @pytest.fixture(scope="session")

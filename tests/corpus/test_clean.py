@@ -67,7 +67,7 @@ def rows(removed: pa.Table) -> list[dict[str, Any]]:
 
 
 @given(texts)
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     once, _ = clean(text, RULES)
     twice, removed = clean(once.text, RULES)
@@ -76,14 +76,14 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
 
 
 @given(works)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_cleaning_a_work_twice_is_cleaning_it_once(text: str) -> None:
     once, _ = clean(text, RULES, to_simplified="auto")
     assert clean(once.text, RULES, to_simplified="auto")[0].text == once.text
 
 
 @given(texts | works)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_kept_and_removed_are_the_input(text: str) -> None:
     cleaned, removed = clean(text, RULES, to_simplified="auto")
     assert restore(cleaned, removed) == text
@@ -105,8 +105,8 @@ def test_only_rewrites_add_characters(text: str) -> None:
         assert all(char in source for char in cleaned.text)
 
 
-@given(st.lists(texts | works, max_size=6))
-@settings(deadline=None)
+@given(st.lists(texts | works, max_size=4))
+@settings(max_examples=50, deadline=None)
 def test_texts_do_not_look_at_each_other(several: list[str]) -> None:
     together, removed = clean_all(several, RULES, to_simplified="auto")
     for number, text in enumerate(several):

@@ -207,9 +207,9 @@ def test_whatever_is_cut_flipped_or_spliced_the_other_lines_stand(data: st.DataO
 
 def test_a_clean_file_takes_little_more_than_its_codec() -> None:
     data = (NOVEL * 200).encode("gb18030")
-    start = time.perf_counter()
+    start = time.process_time()
     text = data.decode("gb18030")
-    codec = time.perf_counter() - start
-    start = time.perf_counter()
+    codec = time.process_time() - start
+    start = time.process_time()
     assert decode(data).text == text
-    assert time.perf_counter() - start < 4 * codec + 0.1
+    assert time.process_time() - start < 4 * codec + 0.1

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from raystyle.corpus.clean import clean_all
-from raystyle.corpus.rules import Rules, load_rules
+from raystyle.corpus.rules import Rule, Rules, load_rules
 
 
 def lines(text: str) -> list[str]:
@@ -1989,10 +1989,10 @@ def test_headings_that_their_number_decides(web: Rules) -> None:
     ids=lambda line: repr(line[:6]),
 )  # fmt: skip
 def test_no_rule_is_slow_on_a_nasty_line(line: str, web: Rules) -> None:
-    slow = []
-    for rule in web.rules:
+    def is_slow(rule: Rule) -> bool:
         started = time.process_time()
         rule.spans(line if rule.max_chars is None else line[: rule.max_chars])
-        if (took := time.process_time() - started) > 0.5:
-            slow.append((rule.name, round(took, 2)))
-    assert slow == []
+        return time.process_time() - started > 0.5
+
+    # Slow each time: a busy machine is slow once.
+    assert [rule.name for rule in web.rules if all(is_slow(rule) for _ in range(3))] == []

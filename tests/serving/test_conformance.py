@@ -58,7 +58,7 @@ def test_each_adapter_and_the_base_say_something_else(running: Running) -> None:
 
 
 def test_mixed_rows_are_what_they_are_alone(running: Running) -> None:
-    rows = mixed(32)
+    rows = mixed(20)  # more than there are places for
     together = running.complete(*rows)
     for asked, found in zip(rows, together, strict=True):
         assert found.ids == running.reference.greedy(asked)
@@ -118,7 +118,7 @@ def test_more_adapters_in_one_batch_than_any_engine_has_places_for(running: Runn
 
 def test_a_seed_gives_the_same_row_alone_and_in_company(running: Running) -> None:
     drawn = {"temperature": 1.0, "top_p": 0.9, "top_k": 50}
-    rows = [dataclasses.replace(each, sampling=dataclasses.replace(each.sampling, **drawn)) for each in mixed(24)]
+    rows = [dataclasses.replace(each, sampling=dataclasses.replace(each.sampling, **drawn)) for each in mixed(12)]
     together = running.complete(*rows)
     assert [running.complete(each)[0].ids for each in rows] == [result.ids for result in together]
 
@@ -188,7 +188,7 @@ def test_an_end_token_ends_a_row_and_is_not_in_it(running: Running) -> None:
     stopped = [(asked, result) for asked, result in zip(rows, found, strict=True) if result.reason == "stop"]
     assert stopped
     assert not any(token_id in ENDS for result in found for token_id in result.ids)
-    for asked, result in stopped:
+    for asked, result in stopped[:6]:
         assert [scored.token_id for scored in result.scored] == list(result.ids)
         # The end token takes a place of its own: with one token less there is no room for it.
         for room, reason in ((1, "stop"), (0, "length")):
@@ -352,7 +352,7 @@ def test_an_adapter_loaded_twice_is_the_same(running: Running) -> None:
 
 
 def test_adapters_that_come_and_go_change_no_running_row(running: Running, tmp_path: Path) -> None:
-    rows = running.long_rows[:8]
+    rows = running.long_rows[:4]
     for number in range(3):
         config = ADAPTERS["b"] | {"r": 8}
         engines.write_adapter(tmp_path / str(number), running.directories["base"], seed=50 + number, **config)
