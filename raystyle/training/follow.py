@@ -1,6 +1,7 @@
 """A run's progress for a person watching: a bar over the steps, and a line for each event worth one."""
 
 import itertools
+import operator
 import sys
 import threading
 from collections.abc import Iterator
@@ -28,12 +29,10 @@ def followed(output_dir: str, steps: int) -> Iterator[None]:
             nonlocal seen
             everything = _own(output_dir)
             # A run that has started again goes on from an earlier step, and the lines after that one are other lines.
-            told[:] = [
-                old
-                for old, new in itertools.takewhile(
-                    lambda pair: pair[0] == pair[1], zip(told, everything, strict=False)
-                )
-            ]
+            # None at all are storage that does not answer just now.
+            if everything:
+                same = itertools.takewhile(bool, map(operator.eq, told, everything))
+                del told[len(list(same)) :]
             for entry in everything[len(told) :]:
                 told.append(entry)
                 if line := _milestone(entry):
