@@ -139,7 +139,7 @@ def _mixed(num_rows: int, seed: int, epoch: int, window: int) -> np.ndarray[Any,
     """The rows of one window (WINDOW,), mixed. The last block, which may be short, comes last."""
     whole = num_rows // BLOCK
     blocks = range(window * BLOCKS_MIXED, min((window + 1) * BLOCKS_MIXED, -(-num_rows // BLOCK)))
-    taken = [_shuffled(block, whole, f"{seed} {epoch}") if block < whole else block for block in blocks]
+    taken = sorted(_shuffled(block, whole, f"{seed} {epoch}") if block < whole else block for block in blocks)
     rows = np.concatenate([np.arange(block * BLOCK, min((block + 1) * BLOCK, num_rows)) for block in taken])
     return np.random.default_rng([seed, epoch, window]).permutation(rows)
 
