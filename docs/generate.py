@@ -45,7 +45,7 @@ def reference() -> str:
     names = ", ".join(
         f"`{n}`" for n in ("model", "data digest", "max_seq_length", "isolation", "global batch", "steps")
     )
-    more = ", ".join(f"`{n}`" for n in ("seed", *plan.SCHEDULE, *plan.LORA))
+    more = ", ".join(f"`{n}`" for n in ("seed", "row_order", *plan.SCHEDULE, *plan.LORA))
     parts.append(
         f"## What identifies a run\n\nAn `output_dir` whose run differs in one of these is refused: {names}, {more}. "
         "The number of workers, `per_device_train_batch_size` and `gradient_accumulation_steps` may change while their "

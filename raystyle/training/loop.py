@@ -137,7 +137,7 @@ def train(task: Task, worker: Worker) -> None:
         trainer = PackedTrainer(
             model=model,
             args=arguments,
-            train_dataset=Placed(rows),
+            train_dataset=Placed(rows, order),
             data_collator=lambda batch: flat_batch(batch, config.isolation, implementation),
             run=Run(config, task, worker, order, tokenizer, implementation, callbacks(config, rank, scratch), step),
         )

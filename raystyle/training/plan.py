@@ -25,6 +25,8 @@ UTILISATION = 0.4
 # Fields that make a run what it is: a directory with others belongs to another run. Workers, per-device batch and
 # accumulation may change as long as their product, the global batch, stays.
 SCHEDULE = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm")
+# Raised when `rows.Order` gives other rows for the same seed: a run begun with another order is not continued.
+ROW_ORDER = 2
 # TrainingArguments that do not change what is learned.
 NOT_IDENTITY = (
     "dataloader_",
@@ -154,6 +156,7 @@ def identity(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, step
         "global_batch_size": config.global_batch_size,
         "steps": steps,
         "seed": config.seed,
+        "row_order": ROW_ORDER,
         **{
             name: list(value) if isinstance(value := getattr(config, name), tuple) else value
             for name in (*SCHEDULE, *LORA)

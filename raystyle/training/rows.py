@@ -1,8 +1,13 @@
 """Prepared rows in storage -> a dataset read by index, one seeded order, and flat batches.
 
-The order decides everything about resuming: step s of an epoch takes rows [s*G, (s+1)*G) of one permutation, G the
+The order decides everything about resuming: step s of an epoch takes rows [s*G, (s+1)*G) of one shuffle, G the
 global batch, so neither the number of workers nor the per-device batch changes which rows a step sees. The last step
 of an epoch takes the rows that are left.
+
+The shuffle works on blocks, which are runs of rows as they lie in storage: the blocks come in a random order, and the rows of
+`WINDOW` rows' worth of them at a time are mixed. So each block is read about once an epoch by each worker, ahead of its
+use, and what is kept of the order and of the rows is as small for a trillion tokens as for a million. A run of up to
+`WINDOW` rows has a plain shuffle.
 
 N rows, G rows of a step, B rows of a micro-batch, T tokens of a flat batch.
 """
@@ -10,7 +15,10 @@ N rows, G rows of a step, B rows of a micro-batch, T tokens of a flat batch.
 import bisect
 import collections
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,7 +30,13 @@ from raystyle.errors import DataError
 from raystyle.training.attention import boundaries, flat_positions
 from raystyle.training.loss import IGNORE
 
-CACHED_ROW_GROUPS = 32
+BLOCK = 64  # rows: as many as `prepare` writes into a row group
+BLOCKS_MIXED = 64
+WINDOW = BLOCKS_MIXED * BLOCK  # rows
+AHEAD = 16  # micro-batches whose rows are read before they are needed
+# Those of a window, and of the next one; of rows of 4,096 tokens they take 134 MB.
+CACHED_BLOCKS = 2 * BLOCKS_MIXED
+OPEN_FILES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,29 +51,50 @@ class Row:
 class Rows(torch.utils.data.Dataset[Row | None]):
     """The rows of a prepared directory, by index. A micro-batch is asked for by `Rows[index]` for each of its rows.
 
-    Index -1 is no row: it fills the last step of an epoch. Row groups are read when needed, the newest are kept.
+    Index -1 is no row: it fills the last step of an epoch. A thread reads, so that `fetch` costs its caller no time; the
+    blocks used last are kept.
     """
 
     def __init__(self, prepared_dir: str, manifest: dict[str, Any]) -> None:
         self.prepared_dir = prepared_dir
         self.shards = [storage.join(prepared_dir, shard["path"]) for shard in manifest["shards"]]
         self.starts = np.cumsum([0, *(shard["rows"] for shard in manifest["shards"])]).tolist()
-        self._files: dict[int, pq.ParquetFile] = {}
-        self._groups: collections.OrderedDict[tuple[int, int], list[Row]] = collections.OrderedDict()
+        self._files: collections.OrderedDict[int, pq.ParquetFile] = collections.OrderedDict()
+        self._blocks: collections.OrderedDict[int, Future[list[Row]]] = collections.OrderedDict()
+        self._reader: ThreadPoolExecutor | None = None  # made where it is used: a loader's process has its own
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> Row | None:
-        if index < 0:
-            return None
-        shard = bisect.bisect_right(self.starts, index) - 1
-        file = self._file(shard)
-        offset = index - self.starts[shard]
-        group = 0
-        while offset >= (count := file.metadata.row_group(group).num_rows):
-            group, offset = group + 1, offset - count
-        return self._group(shard, group)[offset]
+        """The row, from storage if need be. Raises `DataError` where it cannot be read."""
+        return self._block(index // BLOCK).result()[index % BLOCK] if index >= 0 else None
+
+    def fetch(self, indices: Sequence[int]) -> None:
+        """Begin to read what is not here yet of these rows."""
+        for block in {index // BLOCK for index in indices if index >= 0}:
+            self._block(block)
+
+    def _block(self, block: int) -> "Future[list[Row]]":
+        known = self._blocks.get(block)
+        if known is None or (known.done() and known.exception()):  # what failed is tried again when asked for again
+            self._reader = self._reader or ThreadPoolExecutor(1, thread_name_prefix="raystyle-rows")
+            self._blocks[block] = self._reader.submit(self._read, block)
+            while len(self._blocks) > CACHED_BLOCKS:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(block)
+        return self._blocks[block]
+
+    def _read(self, block: int) -> list[Row]:
+        """The rows of a block, from as many shards as it lies in."""
+        found: list[Row] = []
+        index, end = block * BLOCK, min((block + 1) * BLOCK, len(self))
+        while index < end:
+            shard = bisect.bisect_right(self.starts, index) - 1
+            count = min(end, self.starts[shard + 1]) - index
+            found += _read_rows(self._file(shard), index - self.starts[shard], count)
+            index += count
+        return found
 
     def _file(self, shard: int) -> pq.ParquetFile:
         if shard not in self._files:
@@ -69,28 +104,61 @@ class Rows(torch.utils.data.Dataset[Row | None]):
                 raise DataError(
                     f"cannot read the prepared rows `{self.shards[shard]}`: {error}\nhint: delete the directory, prepare again"
                 ) from error
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(shard)
         return self._files[shard]
 
-    def _group(self, shard: int, group: int) -> list[Row]:
-        key = (shard, group)
-        if key not in self._groups:
-            table = self._file(shard).read_row_group(group, columns=["input_ids", "segment_lengths", "pieces"])
-            rows = []
-            ids_NT = np.asarray(table["input_ids"].combine_chunks().flatten()).reshape(len(table), -1)
-            for ids_T, lengths, pieces in zip(
-                ids_NT, table["segment_lengths"].to_pylist(), table["pieces"].to_pylist(), strict=True
-            ):
-                rows.append(Row(ids_T[: sum(lengths)], tuple(lengths), tuple(piece["doc_id"] for piece in pieces)))
-            self._groups[key] = rows
-            while len(self._groups) > CACHED_ROW_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(key)
-        return self._groups[key]
+
+def _read_rows(file: pq.ParquetFile, start: int, count: int) -> list[Row]:
+    """`count` rows of a shard from row `start` on, by reading the row groups that hold them."""
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    ends = np.cumsum(sizes)
+    first, last = np.searchsorted(ends, [start, start + count - 1], side="right").tolist()
+    groups = file.read_row_groups(list(range(first, last + 1)), columns=["input_ids", "segment_lengths", "pieces"])
+    table = groups.slice(start - (int(ends[first]) - sizes[first]), count)
+    ids_NT = np.asarray(table["input_ids"].combine_chunks().flatten()).reshape(count, -1)
+    columns = zip(ids_NT, table["segment_lengths"].to_pylist(), table["pieces"].to_pylist(), strict=True)
+    return [
+        Row(ids_T[: sum(lengths)], tuple(lengths), tuple(piece["doc_id"] for piece in pieces))
+        for ids_T, lengths, pieces in columns
+    ]
 
 
-def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The order of rows (N,) in an epoch: a permutation drawn from (seed, epoch) alone."""
-    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+def epoch_rows(num_rows: int, seed: int, epoch: int, start: int, stop: int) -> list[int]:
+    """The rows at the places [start, stop) of an epoch's shuffle; fewer where it ends before."""
+    found: list[int] = []
+    for window in range(start // WINDOW, -(-min(stop, num_rows) // WINDOW)):
+        rows = _mixed(num_rows, seed, epoch, window)
+        found += rows[max(0, start - window * WINDOW) : max(0, stop - window * WINDOW)].tolist()
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def _mixed(num_rows: int, seed: int, epoch: int, window: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The rows of one window (WINDOW,), mixed. The last block, which may be short, comes last."""
+    whole = num_rows // BLOCK
+    blocks = range(window * BLOCKS_MIXED, min((window + 1) * BLOCKS_MIXED, -(-num_rows // BLOCK)))
+    taken = sorted(_shuffled(block, whole, f"{seed} {epoch}") if block < whole else block for block in blocks)
+    rows = np.concatenate([np.arange(block * BLOCK, min((block + 1) * BLOCK, num_rows)) for block in taken])
+    return np.random.default_rng([seed, epoch, window]).permutation(rows)
+
+
+def _shuffled(index: int, count: int, key: str) -> int:
+    """Where a permutation of range(count), drawn by `key`, sends `index`; no list of them is made.
+
+    A Feistel network of four rounds permutes the next power of four (Luby & Rackoff 1988); what falls outside the range goes
+    through again until it falls inside (Black & Rogaway 2002).
+    """
+    half = max(1, -(-(count - 1).bit_length() // 2))
+    while True:
+        left, right = index >> half, index & ((1 << half) - 1)
+        for turn in range(4):
+            drawn = hashlib.blake2b(f"{key} {turn} {right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(drawn) & ((1 << half) - 1))
+        index = left << half | right
+        if index < count:
+            return index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,25 +191,32 @@ class Order:
         return self.steps * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Each micro-batch as (place in the run, row) pairs; the place counts rows from the first step's first."""
-        order, current_epoch = epoch_order(self.num_rows, self.seed, 0), 0
-        size = self.global_batch
-        for step in range(self.steps):
-            epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != current_epoch:
-                order, current_epoch = epoch_order(self.num_rows, self.seed, epoch), epoch
-            rows = order[position * size : (position + 1) * size].tolist()
-            rows += [-1] * (self.accumulation * self.num_workers * self.per_device_batch - len(rows))
-            for micro in range(self.accumulation):
-                start = (micro * self.num_workers + self.rank) * self.per_device_batch
-                yield [(step * size + place, rows[place]) for place in range(start, start + self.per_device_batch)]
+        return map(self.micro_batch, range(len(self)))
+
+    def micro_batch(self, number: int) -> list[tuple[int, int]]:
+        """A micro-batch as (place in the run, row) pairs; the place counts rows from the first step's first."""
+        step, micro = divmod(number, self.accumulation)
+        epoch, position = divmod(step, self.steps_per_epoch)
+        first = (micro * self.num_workers + self.rank) * self.per_device_batch
+        start, end = (position * self.global_batch + at for at in (first, first + self.per_device_batch))
+        rows = epoch_rows(self.num_rows, self.seed, epoch, start, end) if first < self.global_batch else []
+        rows += [-1] * (self.per_device_batch - len(rows))
+        return [(step * self.global_batch + first + i, row) for i, row in enumerate(rows)]
+
+    def number_of(self, place: int) -> int:
+        """Which micro-batch holds a place."""
+        step, within = divmod(place, self.global_batch)
+        return step * self.accumulation + within // (self.per_device_batch * self.num_workers)
 
 
 class Placed(torch.utils.data.Dataset[tuple[int, Row | None]]):
-    """Rows asked for by the (place, row) pairs of an `Order`; what comes back knows its place."""
+    """Rows asked for by the (place, row) pairs of an `Order`; what comes back knows its place.
 
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
+    Whoever asks for a micro-batch has the next ones fetched.
+    """
+
+    def __init__(self, rows: Rows, order: Order) -> None:
+        self.rows, self.order = rows, order
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -149,6 +224,15 @@ class Placed(torch.utils.data.Dataset[tuple[int, Row | None]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Row | None]:
         place, index = key
         return place, self.rows[index]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[int, Row | None]]:
+        number = self.order.number_of(keys[0][0])
+        self.rows.fetch([index for _, index in keys])
+        # No further than the next window, all of whose blocks there is room for.
+        reach = max(1, min(AHEAD, WINDOW // (self.order.per_device_batch * self.order.num_workers)))
+        for ahead in range(number + 1, min(number + 1 + reach, len(self.order))):
+            self.rows.fetch([index for _, index in self.order.micro_batch(ahead)])
+        return [self[key] for key in keys]
 
 
 def block_lengths(row: Row, isolation: str) -> list[int]:

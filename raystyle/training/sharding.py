@@ -34,7 +34,7 @@ MASTER = "fp32"
 def deepspeed_config(deepspeed: str | None) -> dict[str, Any] | None:
     """DeepSpeed's configuration for a preset's name or a JSON file; Hugging Face fills in what is `auto`.
 
-    Raises `ConfigError` for a file that is not there, or that brings its own optimizer.
+    Raises `ConfigError` for a file that is not there, or whose runs could not be continued.
     """
     if deepspeed is None:
         return None
@@ -60,6 +60,13 @@ def deepspeed_config(deepspeed: str | None) -> dict[str, Any] | None:
             f"`deepspeed` file `{deepspeed}` sets its own {' and '.join(sorted(own))}, which checkpoints cannot continue\n"
             "hint: leave them out; `learning_rate`, `lr_scheduler_type` and the like are flags"
         )
+    zero = loaded.get("zero_optimization", {})
+    if "nvme" in (zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param")):
+        raise ConfigError(
+            f"`deepspeed` file `{deepspeed}` offloads to NVMe, from where checkpoints cannot be continued\n"
+            'hint: use `"device": "cpu"`, or the preset `zero3_offload`'
+        )
+    # DeepSpeed's own Adam for the CPU would be compiled first, and is no other Adam.
     return loaded | {"zero_force_ds_cpu_optimizer": False}
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raystyle import flags
+from raystyle import flags, storage
 from raystyle.config import Schedule, TrainConfig
+from raystyle.errors import StorageError
 from raystyle.training import checkpoints, lora
 
 
@@ -137,3 +138,26 @@ def test_every_schedule_is_put_back_to_its_step(name):
         for optimizer, schedule in (walked, put):
             optimizer.step()
             schedule.step()
+
+
+def test_an_upload_that_ends_anywhere_leaves_no_checkpoint_that_looks_whole(tmp_path, trained, monkeypatch):
+    save(tmp_path / "local", trained)
+    original, names = storage.open_output, sorted(path.name for path in (tmp_path / "local").iterdir())
+    for moment in range(len(names)):
+        opened = []
+
+        def ends(uri, moment=moment, opened=opened):
+            opened.append(uri)
+            if len(opened) > moment:
+                raise StorageError("the connection is gone")
+            return original(uri)
+
+        monkeypatch.setattr(storage, "open_output", ends)
+        with pytest.raises(StorageError):
+            checkpoints.upload(str(tmp_path / "local"), f"{tmp_path}/run/step-00000003")
+        assert not (tmp_path / "run" / "step-00000003" / checkpoints.MARKER).exists()
+        if moment:
+            assert checkpoints.last_good(f"{tmp_path}/run")[0] is None
+    monkeypatch.setattr(storage, "open_output", original)
+    checkpoints.upload(str(tmp_path / "local"), f"{tmp_path}/run/step-00000003")
+    assert checkpoints.last_good(f"{tmp_path}/run") == (f"{tmp_path}/run/step-00000003", [])

@@ -1,12 +1,39 @@
 """A run's progress for a person watching: storage that does not answer for a while costs no run, and what is new is told."""
 
 import threading
+import time
 
 import pytest
 
 from raystyle import storage
 from raystyle.errors import StorageError
 from raystyle.training import follow, metrics
+
+
+def test_a_start_from_an_earlier_step_is_told_and_what_was_told_is_not_again(tmp_path, monkeypatch):
+    run, said = str(tmp_path), []
+    first = [
+        {"step": 0, "num_workers": 2},
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": 1.0},
+        {"step": 3, "loss": 1.0},
+    ]
+    again = [*first[:2], {"step": 1, "continued_from_step": 1, "num_workers": 1}]
+    answers = iter([[], first, [], again, []])
+    now = []
+
+    def read(output_dir):
+        now[:] = [next(answers, again)]
+        return now[0]
+
+    monkeypatch.setattr(metrics, "read", read)
+    monkeypatch.setattr(follow, "_say", said.append)
+    monkeypatch.setattr(follow, "POLL_INTERVAL_S", 0.01)
+    with follow.followed(run, 10):
+        deadline = time.monotonic() + 10
+        while len(said) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == ["training with 2 workers", "continued from the checkpoint of step 1, by 1 worker"]
 
 
 @pytest.mark.parametrize("when", ["while it runs", "at the end"])

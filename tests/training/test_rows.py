@@ -1,13 +1,21 @@
 """The order of rows, and flat batches: laws that resuming and exact loss stand on."""
 
+import json
+import threading
+import tracemalloc
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raystyle.errors import DataError
+from raystyle import storage
+from raystyle.errors import DataError, StorageError
+from raystyle.training import rows as rows_module
 from raystyle.training.loss import IGNORE
-from raystyle.training.rows import Order, Row, Rows, block_lengths, epoch_order, flat_batch
+from raystyle.training.rows import Order, Placed, Row, Rows, block_lengths, epoch_rows, flat_batch
 
 # Rows of a micro-batch, micro-batches of a step, workers: any number of them.
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 8), st.integers(1, 6))
@@ -45,9 +53,43 @@ def test_an_epoch_takes_each_row_once(num_rows, shape):
     assert sorted(row for row in taken if row >= 0) == list(range(num_rows))
 
 
-def test_epochs_differ_and_seeds_differ():
-    orders_ = [epoch_order(50, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)]
-    assert len({tuple(order) for order in orders_}) == 4
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of four rows, mixed three at a time."""
+    for name, value in {"BLOCK": 4, "BLOCKS_MIXED": 3, "WINDOW": 12, "CACHED_BLOCKS": 6}.items():
+        monkeypatch.setattr(rows_module, name, value)
+    rows_module._mixed.cache_clear()
+    yield
+    rows_module._mixed.cache_clear()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(num_rows=st.integers(1, 200), seed=st.integers(0, 9), cut=st.integers(0, 200))
+def test_a_shuffle_takes_each_row_once_and_mixes_few_blocks_at_a_time(small_blocks, num_rows, seed, cut):
+    whole = epoch_rows(num_rows, seed, 1, 0, num_rows)
+    assert sorted(whole) == list(range(num_rows))
+    assert epoch_rows(num_rows, seed, 1, 0, cut) + epoch_rows(num_rows, seed, 1, cut, num_rows + 9) == whole
+    for start in range(0, num_rows, 12):
+        assert len({row // 4 for row in whole[start : start + 12]}) <= 3
+
+
+def test_blocks_are_shuffled_too_and_otherwise_in_each_epoch_and_by_each_seed(small_blocks):
+    found = [epoch_rows(1200, seed, epoch, 0, 12) for seed in (1, 2) for epoch in (0, 1)]
+    assert len({tuple(rows) for rows in found}) == 4
+    # The first of 100 windows has three of 300 blocks: three neighbours in all four draws would be no shuffle.
+    assert all(max(rows) - min(rows) > 12 for rows in found)
+
+
+def test_a_trillion_tokens_need_no_more_memory_than_a_million():
+    order = Order(num_rows := 10**12 // 4096, 128, 8, 0, 1, 4 * num_rows // 128, 42)
+    tracemalloc.start()
+    try:
+        batches = [order.micro_batch(number) for number in (0, len(order) // 2, len(order) - 1)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2e6
+    assert all(0 <= row < num_rows for batch in batches for _, row in batch)
 
 
 rows = st.lists(st.tuples(st.integers(1, 9), st.sampled_from("abc")), min_size=1, max_size=6).map(
@@ -88,10 +130,6 @@ def test_a_micro_batch_without_rows_trains_nothing():
 
 
 def test_rows_are_read_by_index_across_shards_and_row_groups(tiny_prepared):
-    import json
-
-    import pyarrow.parquet as pq
-
     manifest = json.loads((tiny_prepared / "manifest.json").read_text())
     dataset = Rows(str(tiny_prepared), manifest)
     stored = [r for s in manifest["shards"] for r in pq.read_table(tiny_prepared / s["path"]).to_pylist()]
@@ -109,3 +147,75 @@ def test_a_damaged_shard_is_named(tiny_prepared, tmp_path):
     (tmp_path / "rows/part-00000.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match=r"part-00000\.parquet"):
         Rows(str(tmp_path), manifest)[0]
+
+
+@pytest.fixture
+def uneven(tiny_prepared, tmp_path):
+    """Prepared rows in three shards whose row groups fit no block, and their manifest."""
+    manifest = json.loads((tiny_prepared / "manifest.json").read_text())
+    table = pa.concat_tables(pq.read_table(tiny_prepared / shard["path"]) for shard in manifest["shards"])
+    table = pa.concat_tables([table, table, table])
+    shards, start = [], 0
+    for number, count in enumerate([1, 30, len(table) - 31]):
+        pq.write_table(table.slice(start, count), tmp_path / f"{number}.parquet", row_group_size=7)
+        shards.append({"path": f"{number}.parquet", "rows": count})
+        start += count
+    return tmp_path, {"shards": shards}, table["input_ids"].to_pylist()
+
+
+def test_blocks_lie_across_shards_and_row_groups(small_blocks, uneven):
+    folder, manifest, ids = uneven
+    rows = Rows(str(folder), manifest)
+    for index in [65, 0, 1, 30, 31, 64, *range(66)]:
+        assert rows[index].input_ids.tolist() == ids[index]
+    assert len(rows._blocks) <= 6
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_block_is_read_once_an_epoch_before_it_is_needed_and_never_by_the_caller(
+    small_blocks, uneven, monkeypatch, workers
+):
+    folder, manifest, _ = uneven
+    rows, read, threads = Rows(str(folder), manifest), [], set()
+    original = Rows._read
+
+    def counted(self, block):
+        read.append(block)
+        threads.add(threading.current_thread())
+        return original(self, block)
+
+    monkeypatch.setattr(Rows, "_read", counted)
+    order = Order(len(rows), 6, 1, 0, workers, 11, 1)
+    placed = Placed(rows, order)
+    taken = []
+    for number, keys in enumerate(order):
+        taken += placed.__getitems__(keys)
+        if number == 0:
+            rows._reader.submit(lambda: None).result()  # what was begun is done
+            upcoming = {index // 4 for micro in list(order)[1:4] for _, index in micro if index >= 0}
+            assert upcoming <= set(read)
+    assert len(read) == len(set(read)) and threading.main_thread() not in threads
+    assert all(row is not None for _, row in taken)
+
+
+def test_what_could_not_be_read_is_tried_again_when_it_is_asked_for_again(uneven, monkeypatch):
+    folder, manifest, ids = uneven
+    rows, original = Rows(str(folder), manifest), Rows._read
+
+    def fails(self, block):
+        raise StorageError("storage does not answer")
+
+    monkeypatch.setattr(Rows, "_read", fails)
+    with pytest.raises(StorageError):
+        _ = rows[3]
+    monkeypatch.setattr(Rows, "_read", original)
+    assert rows[3].input_ids.tolist() == ids[3]
+
+
+def test_rows_are_read_from_object_storage(small_blocks, uneven, bucket):
+    folder, manifest, ids = uneven
+    storage.upload(str(folder), f"{bucket}/prepared")
+    placed = Placed(rows := Rows(f"{bucket}/prepared", manifest), order := Order(len(rows), 6, 2, 0, 1, 11, 1))
+    for keys in order:
+        for (_, index), (_, row) in zip(keys, placed.__getitems__(keys), strict=True):
+            assert row.input_ids.tolist() == ids[index]
