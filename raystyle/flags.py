@@ -137,7 +137,7 @@ def verb(config_class: Any) -> str:
 def _group_of(config_class: Any, name: str) -> str:
     if name in {f.name for f in dataclasses.fields(RayConfig)}:
         return "where it runs"
-    if config_class is TrainConfig and name in {f.name for f in dataclasses.fields(CorpusConfig)}:
+    if issubclass(config_class, TrainConfig) and name in {f.name for f in dataclasses.fields(CorpusConfig)}:
         return "raw text, prepared first"
     return "flags"
 
@@ -145,7 +145,7 @@ def _group_of(config_class: Any, name: str) -> str:
 def _default_note(field: "dataclasses.Field[Any]") -> str:
     if field.default is dataclasses.MISSING:
         return " (required)"
-    value = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+    value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     return "" if value is None or value is False else f" (default: {str(value).lower() if value is True else value})"
 
 
@@ -166,8 +166,8 @@ def _check_known(config_class: Any, name: str, prefix: str = "") -> None:
     known = fields(config_class)
     if name in known:
         return
-    others = training_arguments.fields() if config_class is TrainConfig else {}
-    if config_class is TrainConfig and name in training_arguments.OWNED:
+    others = training_arguments.fields() if issubclass(config_class, TrainConfig) else {}
+    if issubclass(config_class, TrainConfig) and name in training_arguments.OWNED:
         raise ConfigError(f"`{prefix}{name}` is not yours to set: {training_arguments.OWNED[name]}")
     if name not in others:
         names = [*known, *(set(others) - set(training_arguments.OWNED)), "config"]

@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from raystyle import adapters, generation, models, storage, tokens
-from raystyle.config import CorpusConfig, ExportConfig, PrepareConfig, RulesConfig, SampleConfig, TrainConfig
+from raystyle.config import (
+    CorpusConfig,
+    ExportConfig,
+    PrepareConfig,
+    RulesConfig,
+    SampleConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from raystyle.errors import ConfigError, RunError
 from raystyle.training import plan as planning
 
@@ -151,6 +159,29 @@ def train(config: TrainConfig, say: Say) -> Any:
     if config.select_checkpoint == "last":
         evaluation.select_last(config.output_dir, say)
     return result
+
+
+def sweep(config: SweepConfig, say: Say) -> list[dict[str, Any]]:
+    """Prepare once, check every trial, and train them; see `training.sweep`. The best one comes first."""
+    from raystyle.training import sweep as sweeping
+    from raystyle.training.fit import check_same_run
+
+    prepared_dir, manifest = prepared(config)
+    if not manifest["counts"].get("heldout"):
+        raise ConfigError(
+            f"a sweep is judged by held-out loss, and the data in `{prepared_dir}` holds no text out\n"
+            "hint: prepare with `--heldout_fraction 0.05`"
+        )
+    runs = sweeping.trials(config, prepared_dir)
+    for run in runs:
+        checked = preflight(run)
+        check_same_run(checked.config, checked.plan)
+    say(planning.describe(checked.plan))
+    return sweeping.run(config, runs, _train_quietly, say)
+
+
+def _train_quietly(config: TrainConfig) -> Any:
+    return train(config, lambda _: None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ STAGES = {"corpus", "training", "style", "serving"}
 JOINING = {"cli", "pipeline", "evaluation", "demo", "__main__"}
 # The one file of each stage that starts Ray, and what it joins.
 RAY_FILES = {"corpus/prepare.py", "style/evaluate.py", "serving/app.py", "cli.py"} | {
-    f"training/{name}.py" for name in ("fit", "loop", "trainer", "validation")
+    f"training/{name}.py" for name in ("fit", "loop", "sweep", "trainer", "validation")
 }
 
 
