@@ -153,6 +153,8 @@ def train(config: TrainConfig, say: Say) -> Any:
     )
     if not result.unchanged or not storage.exists(storage.join(config.output_dir, "report.html")):
         report.write(config.output_dir, dataclasses.asdict(checked.plan), result.metrics)
+        for line in report.said(dataclasses.asdict(checked.plan), result.metrics):
+            say(line)
     if begin:
         evaluation.conclude(config, begin, not result.unchanged, say)
         result = dataclasses.replace(result, metrics=fit.read_metrics(config.output_dir))
