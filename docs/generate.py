@@ -25,6 +25,7 @@ COMMANDS = [
     config.AttributeConfig,
     config.ExportConfig,
     config.ServeConfig,
+    config.DoctorConfig,
 ]
 
 

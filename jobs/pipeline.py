@@ -1,18 +1,34 @@
-"""Raw text to samples in one job: prepares, plans, trains, then continues the neutral prompt with base and adapter.
+"""Raw text to a judged adapter, and to a service: prepares, plans, trains and evaluates in one job, from one config.
 
-Takes `raystyle train`'s flags; what is done already is not done again.
+Takes `raystyle train`'s flags, and `--deploy FILE`: a Serve config such as jobs/configs/serve.yaml, given to `serve deploy`
+when all is well. What is done already is not done again: prepared rows, a finished training, measured checkpoints.
 
     ray job submit --working-dir . -- python jobs/pipeline.py --config … --dataset_path … --output_dir …
 """
 
+import subprocess
 import sys
 
 from raystyle.cli import main
 from raystyle.config import TrainConfig
 from raystyle.flags import parse
+from raystyle.storage import exists, join, read_json
 
-status = main(["train", *sys.argv[1:]])
-if status == 0:
-    config = parse(TrainConfig, sys.argv[1:])
-    status = main(["sample", "--model_name_or_path", config.model_name_or_path, "--lora_path", config.output_dir])
+words = sys.argv[1:]
+deploy = None
+if "--deploy" in words:
+    at = words.index("--deploy")
+    deploy = words[at + 1]
+    del words[at : at + 2]
+
+status = main(["train", *words])
+if status == 0 and "--help" not in words and "-h" not in words:
+    config = parse(TrainConfig, words)
+    # `train` measures its checkpoints; where that failed or was left out, this says why, and fails.
+    judged = join(config.output_dir, "evaluation.json")
+    if config.eval_style != "off" and (not exists(judged) or read_json(judged)["failed"]):
+        flags = ["--model_name_or_path", config.model_name_or_path, "--lora_path", config.output_dir]
+        status = main(["evaluate", *flags, "--eval_style", config.eval_style])
+if status == 0 and deploy:
+    status = subprocess.run(["serve", "deploy", deploy]).returncode
 sys.exit(status)

@@ -11,8 +11,10 @@
     raystyle attribute --text_path …    which of several authors a text is nearest to; needs no model
     raystyle export --output_dir …      the adapter merged into the base
     raystyle serve --adapters_path …    base and adapters over HTTP, and a page to compare them
+    raystyle doctor                     what of this machine or cluster would stop any of these
 
-Exit status: 0 done, 2 a mistake in what was asked (one message, no traceback), 1 training that failed, 130 Ctrl-C.
+Exit status: 0 done, 2 a mistake in what was asked (one message, no traceback), 1 training or a check that failed,
+130 Ctrl-C.
 """
 
 import json
@@ -28,6 +30,7 @@ from raystyle import __version__
 from raystyle.config import (
     AttributeConfig,
     DemoConfig,
+    DoctorConfig,
     EvaluateConfig,
     ExportConfig,
     PrepareConfig,
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[0] not in COMMANDS:
             raise ConfigError(f"unknown command `{argv[0]}`\nhint: it is one of {', '.join(COMMANDS)}")
         config_class, command = COMMANDS[argv[0]]
-        command(parse(config_class, argv[1:]))
+        return command(parse(config_class, argv[1:])) or 0
     except RaystyleError as error:
         print(f"raystyle: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -114,7 +117,12 @@ def ray_session(config: RayConfig) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
-    except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
+    except (
+        ConnectionError,
+        ValueError,
+        RuntimeError,
+        ray.exceptions.RayError,
+    ) as error:  # RuntimeError: another version
         raise ConfigError(
             f"cannot join the Ray at `{address or 'local'}`: {' '.join(str(error).split())[:300]}\n"
             "hint: is it running, and is its token here (RAY_AUTH_MODE=token, ~/.ray/auth_token)? `ray status` asks it"
@@ -122,9 +130,33 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     # Ray has put its own handler in place of `main`'s, which prints a stack and leaves no time to finish anything.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if isinstance(config, PrepareConfig | TrainConfig | EvaluateConfig):
+            refuse_unshared(config)
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_unshared(config: PrepareConfig | TrainConfig | EvaluateConfig) -> None:
+    """Raises `ConfigError` where tasks run on other machines than this one, and a place is a path of this one.
+
+    A head without CPUs counts as another machine: what it is asked to do, others will.
+    """
+    import ray
+
+    from raystyle.storage import is_remote
+
+    working = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+    if config.shared_paths or working == {ray.util.get_node_ip_address()}:
+        return
+    for name in ("output_dir", "dataset_path", "lora_path"):
+        places = getattr(config, name, None) or ()
+        for place in (places,) if isinstance(places, str) else places:
+            if not is_remote(place):
+                raise ConfigError(
+                    f"`{name}` is {place}, a path of one machine, and this Ray works on {len(working)} others or more\n"
+                    "hint: s3:// or gs://, or `--shared_paths` where every node sees the same files there (NFS)"
+                )
 
 
 def run_prepare(config: PrepareConfig) -> None:
@@ -238,7 +270,29 @@ def run_demo(config: DemoConfig) -> None:
         run(config, say)
 
 
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+def run_doctor(config: DoctorConfig) -> int:
+    import dataclasses
+
+    from raystyle.doctor import cluster, machine
+
+    address = config.ray_address or os.environ.get("RAY_ADDRESS")
+    checks = list(cluster.reachable(address)) if address else machine.examine(config)
+    if address and all(check.status != machine.FAIL for check in checks):
+        try:
+            with ray_session(config):
+                checks += cluster.examine(config)
+        except ConfigError as error:
+            reason, _, hint = str(error).partition("\nhint: ")
+            checks += [machine.Check("ray", "fail", reason, hint), *machine.token()]
+    for check in checks:
+        if config.json:
+            say(json.dumps(dataclasses.asdict(check), ensure_ascii=False))
+        elif not check.node or check.status != machine.OK:  # of many nodes, what is amiss
+            say(machine.shown(check))
+    return int(any(check.status == machine.FAIL for check in checks))
+
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "demo": (DemoConfig, run_demo),
     "prepare": (PrepareConfig, run_prepare),
     "rules": (RulesConfig, run_rules),
@@ -250,4 +304,5 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "attribute": (AttributeConfig, run_attribute),
     "export": (ExportConfig, run_export),
     "serve": (ServeConfig, run_serve),
+    "doctor": (DoctorConfig, run_doctor),
 }

@@ -60,7 +60,16 @@ class RayConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CorpusConfig(RayConfig):
+class ClusterConfig(RayConfig):
+    """Where the work runs, where its tasks on every node read and write files."""
+
+    shared_paths: bool = option(
+        False, "local paths are the same files on every node (NFS); else several nodes need URIs"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusConfig(ClusterConfig):
     """How raw text becomes rows: what `prepare` does, and `train` too when its data is not prepared yet."""
 
     records: Literal["documents", "segments"] = option(
@@ -107,8 +116,10 @@ class CorpusConfig(RayConfig):
         0.1, "share of its length by which a segment may be shorter to end with a paragraph or sentence; 0: never"
     )
     heldout_fraction: float = option(0.0, "share of documents set aside for evaluation, from 0 to 0.5")
+    prepare_on: tuple[str, ...] = option((), "KEY=VALUE labels of the nodes that clean and pack; default: any node")
 
     def __post_init__(self) -> None:
+        check_labels("prepare_on", self.prepare_on)
         require(self.segment_length >= 8, f"`segment_length` is {self.segment_length}\nhint: use at least 8 tokens")
         require(
             0 <= self.heldout_fraction <= 0.5,
@@ -247,8 +258,8 @@ class TrainConfig(CorpusConfig):
         3.0, "nats per token above the median of the last 32 logged losses from which a loss leaps; 0: none does"
     )
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass: slower, far less memory")
-    attn_implementation: Literal["auto", "flash_attention_2", "sdpa"] = option(
-        "auto", "attention kernel; auto: FlashAttention-2 where installed, else torch's SDPA"
+    attn_implementation: Literal["auto", "flash_attention_3", "flash_attention_2", "varlen", "sdpa"] = option(
+        "auto", "attention kernel; auto: FlashAttention where installed, else torch's own of it (varlen), else SDPA"
     )
     isolation: Literal["document", "segment", "none"] = option(
         "document", "which tokens of a row may attend to each other: those of one document, of one segment, or all"
@@ -276,6 +287,7 @@ class TrainConfig(CorpusConfig):
     use_gpu: bool | None = option(None, "train on GPUs; default: where Ray has as many as workers")
     cpus_per_worker: int | None = option(None, "CPU cores of a worker; default: an equal share of what Ray has")
     max_failures: int = option(3, "lost workers after which the run gives up")
+    train_on: tuple[str, ...] = option((), "KEY=VALUE labels of the nodes that train; default: any node")
 
     training_args: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"hidden": True})
     # The names of the settings that were asked for, on the command line or in a file: all others have their defaults.
@@ -305,6 +317,7 @@ class TrainConfig(CorpusConfig):
             value = getattr(self, name)
             require(value > 0, f"`{name}` is {value}\nhint: use a number above 0")
         check_named("contrast_path", self.contrast_path)
+        check_labels("train_on", self.train_on)
         require(bool(self.dataset_path), "`dataset_path` is empty\nhint: name a prepared directory or raw files")
         require(
             0 <= self.lora_dropout < 1, f"`lora_dropout` is {self.lora_dropout}\nhint: use a share from 0 to below 1"
@@ -457,7 +470,7 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(RayConfig):
+class EvaluateConfig(ClusterConfig):
     """Measure what adapters learned, copied and lost: all checkpoints of a run, or several adapters, beside their base.
 
     A run's own training and held-out text is known; of other adapters it must be given.
@@ -680,9 +693,39 @@ def check_named(field: str, named: tuple[str, ...]) -> None:
         )
 
 
+def labels(given: tuple[str, ...]) -> dict[str, str]:
+    """KEY=VALUE words as Ray's label selector: a node must have all of them."""
+    return dict(word.split("=", 1) for word in given)
+
+
+def check_labels(field: str, given: tuple[str, ...]) -> None:
+    for word in given:
+        key, _, value = word.partition("=")
+        require(
+            bool(key and value),
+            f"`{field}` has `{word}`\nhint: it must be KEY=VALUE, as in `ray start --labels=pool=cpu`",
+        )
+
+
 def check_lengths(max_seq_length: int, segment_length: int) -> None:
     require(
         max_seq_length >= segment_length,
         f"`max_seq_length` {max_seq_length} is shorter than `segment_length` {segment_length}\n"
         f"hint: use `--segment_length {max_seq_length}` or a longer row",
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorConfig(ClusterConfig):
+    """Look for what would stop a command on this machine or, with `--ray_address`, on every node of a cluster.
+
+    Each line is ok, warn or fail, with its remedy; the exit status is 1 where one fails.
+    """
+
+    output_dir: str | None = option(None, "a run's directory to be: is there room, can every node write it", path=True)
+    use_gpu: bool | None = option(None, "a GPU is needed; default: it is looked at where there is one")
+    port: int = option(8000, "where `raystyle serve` would listen")
+    json: bool = option(False, "print one JSON object per check")
+
+    def __post_init__(self) -> None:
+        require(1 <= self.port <= 65535, f"`port` is {self.port}\nhint: use a port from 1 to 65535")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from raystyle import storage, training_arguments
-from raystyle.config import CorpusConfig, RayConfig, TrainConfig
+from raystyle.config import ClusterConfig, CorpusConfig, TrainConfig
 from raystyle.errors import ConfigError
 from raystyle.values import as_path, as_type, members
 
@@ -135,7 +135,7 @@ def verb(config_class: Any) -> str:
 
 
 def _group_of(config_class: Any, name: str) -> str:
-    if name in {f.name for f in dataclasses.fields(RayConfig)}:
+    if name in {f.name for f in dataclasses.fields(ClusterConfig)}:
         return "where it runs"
     if issubclass(config_class, TrainConfig) and name in {f.name for f in dataclasses.fields(CorpusConfig)}:
         return "raw text, prepared first"

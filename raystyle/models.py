@@ -161,20 +161,23 @@ def laid_out(name: str, trust_remote_code: bool = False, attn_implementation: st
 
 def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
     """The model's shapes from its config: the network is laid out on torch's meta device, so nothing is allocated."""
+    return shapes_of(laid_out(name, trust_remote_code), identity(name))
+
+
+def shapes_of(model: Any, identity: str) -> Shapes:
+    """The shapes of a base model without adapters, on whatever device."""
     import torch
 
-    model = laid_out(name, trust_remote_code)
-    config = model.config
     head = model.get_output_embeddings()
     groups: Counter[tuple[str, int, int, bool]] = Counter(
         (path.rsplit(".", 1)[-1], module.in_features, module.out_features, module is head)
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     )
-    text = config.get_text_config()
+    text = model.config.get_text_config()
     heads = text.num_attention_heads
     return Shapes(
-        model_type=config.model_type,
+        model_type=model.config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", 4 * text.hidden_size),
@@ -184,7 +187,7 @@ def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocab_size=text.vocab_size,
         max_position_embeddings=getattr(text, "max_position_embeddings", None),
-        identity=identity(name),
+        identity=identity,
         linears=tuple(Linear(*key[:3], count, key[3]) for key, count in groups.items()),
         experts=_experts(model, text),
         modules=_sizes(model),

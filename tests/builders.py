@@ -12,7 +12,14 @@ ALPHABET = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收�
 
 
 def write_model(
-    directory: Path, *, layers: int = 2, hidden: int = 32, seed: int = 0, family: str = "llama", **settings: Any
+    directory: Path,
+    *,
+    layers: int = 2,
+    hidden: int = 32,
+    positions: int = 512,
+    seed: int = 0,
+    family: str = "llama",
+    **settings: Any,
 ) -> Path:
     """A Llama (grouped-query attention) with random weights and a byte-level tokenizer that puts a token in front, as a Hugging Face folder.
 
@@ -51,7 +58,7 @@ def write_model(
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         eos_token_id=fast.eos_token_id,
         pad_token_id=fast.pad_token_id,
         **settings,

@@ -11,6 +11,7 @@ markers. Nothing that decides the result looks at the number of cores, so neithe
 import logging
 import os
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import pyarrow as pa
 import ray
 
 from raystyle import __version__, storage
-from raystyle.config import PrepareConfig
+from raystyle.config import PrepareConfig, labels
 from raystyle.corpus import collect, duplicates, outcome, parts, shards, stages
 from raystyle.corpus.manifest import CODE_VERSION, Manifest, find_finished, identity
 from raystyle.corpus.quality import Limits
@@ -55,7 +56,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         return replace(done, unchanged=True)
     begun = storage.join(output, "_work")
     try:
-        with storage.locked(storage.join(begun, "lock")):
+        with storage.locked(storage.join(begun, "lock")), _placed(labels(config.prepare_on)):
             # Whoever held the lock may have done it all meanwhile.
             if done := find_finished(output, wanted, sources):
                 made = replace(done, unchanged=True)
@@ -228,10 +229,24 @@ def _once(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         except RaystyleError as error:
             return error
 
-    result = ray.get(ray.remote(num_cpus=1)(run).remote())
+    selector = ray.data.DataContext.get_current().execution_options.label_selector or {}
+    result = ray.get(ray.remote(num_cpus=1, label_selector=selector)(run).remote())
     if isinstance(result, RaystyleError):
         raise result
     return result
+
+
+@contextmanager
+def _placed(selector: dict[str, str]) -> Iterator[None]:
+    """Tasks of the block run on nodes with these labels; on any, where there are none."""
+    if not any(selector.items() <= node["Labels"].items() for node in ray.nodes() if node["Alive"]):
+        print(f"no node is labelled {selector} yet; waiting for one", file=sys.stderr, flush=True)
+    options = ray.data.DataContext.get_current().execution_options
+    before, options.label_selector = options.label_selector, selector or None
+    try:
+        yield
+    finally:
+        options.label_selector = before
 
 
 @contextmanager

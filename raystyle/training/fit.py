@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from raystyle import adapters, errors, storage
-from raystyle.config import TrainConfig
+from raystyle.config import TrainConfig, labels
 from raystyle.errors import ConfigError, RunError, StorageError, TrainingError
 from raystyle.flags import to_dict
 from raystyle.training import checkpoints, metrics, validation
@@ -138,6 +138,7 @@ def fit(
             num_workers=config.num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+            label_selector=labels(config.train_on) or None,  # type: ignore[call-arg]  # its stub is Ray Train v1's
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its stub is Ray Train v1's
             name="checkpoints",
@@ -179,8 +180,14 @@ def _place_beside(config: TrainConfig, use_gpu: bool, cpus: int) -> str | None:
     """The node on which checkpoints are evaluated while training goes on, if there is room; said on stderr."""
     import ray
 
-    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    worker = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    selector = labels(config.train_on).items()
+    # Where workers may not run counts as a node without this resource.
+    nodes = {
+        node["NodeID"]: {**node["Resources"], "training": 1e9 if selector <= node["Labels"].items() else 0}
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    worker = {"CPU": cpus, "training": 1, **({"GPU": 1} if use_gpu else {})}
     node = validation.room(nodes, worker, config.num_workers, validation.needed(use_gpu))
     print(validation.outlook(node, use_gpu, cpus), file=sys.stderr, flush=True)
     return node
@@ -268,20 +275,23 @@ def resources(config: TrainConfig) -> tuple[bool, int]:
     """Whether to train on GPUs, and how many CPU cores a worker gets. Raises `ConfigError` where Ray has too few."""
     import ray
 
-    total = ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
+    selector = labels(config.train_on).items()
+    fitting = [node["Resources"] for node in ray.nodes() if node["Alive"] and selector <= node["Labels"].items()]
+    gpus = int(sum(node.get("GPU", 0) for node in fitting))
+    who = f"nodes labelled {', '.join(config.train_on)} have" if selector else "Ray has"
     use_gpu = config.use_gpu if config.use_gpu is not None else gpus >= config.num_workers
     if use_gpu and gpus < config.num_workers:
         raise ConfigError(
-            f"`num_workers` is {config.num_workers} on GPUs, and Ray has {gpus}\n"
+            f"`num_workers` is {config.num_workers} on GPUs, and {who} {gpus}\n"
             "hint: fewer workers, `--use_gpu false`, or a larger cluster"
         )
-    # A head that takes no work has no CPU to count.
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    # A head that takes no work has no CPU to count, nor have nodes without a GPU where GPUs train.
+    nodes = [int(node.get("CPU", 0)) for node in fitting if node.get("GPU", 0) or not use_gpu]
+    cpus = sum(nodes)
     share = config.cpus_per_worker or max(1, min([cpus // config.num_workers, *filter(None, nodes)]))
     if share * config.num_workers > cpus:
         raise ConfigError(
-            f"{config.num_workers} workers of {share} CPU cores need {share * config.num_workers}, and Ray has {cpus}\n"
+            f"{config.num_workers} workers of {share} CPU cores need {share * config.num_workers}, and {who} {cpus}\n"
             "hint: fewer workers, a smaller `cpus_per_worker`, or a larger cluster"
         )
     return use_gpu, share

@@ -25,12 +25,13 @@ def followed(output_dir: str, steps: int) -> Iterator[None]:
         known = _validation_files(output_dir)
 
         def refresh() -> None:
-            nonlocal seen
-            everything = _own(output_dir)
-            for entry in everything[len(told) :]:
-                told.append(entry)
+            nonlocal seen, told
+            # Nothing: the file cannot be read now.
+            everything = _own(output_dir) or told
+            for entry in _news(told, everything):
                 if line := _milestone(entry):
                     _say(line)
+            told = everything
             for record in _new_records(output_dir, known):
                 _say(outcome(record))
             entries = [entry for entry in everything if "loss" in entry]
@@ -71,6 +72,14 @@ def _say(line: str) -> None:
 def _own(output_dir: str) -> list[dict[str, Any]]:
     """Training's own lines: those of evaluations stand among them, and would move the others' places."""
     return [entry for entry in metrics.read(output_dir) if not entry.get("evaluated")]
+
+
+def _news(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines from the first one that is another than before. A run that continues from a checkpoint takes back what
+    came after it, so there may be fewer lines than before, and news among them."""
+    same = (old == new for old, new in zip(before, now, strict=False))
+    first = next((place for place, is_same in enumerate(same) if not is_same), min(len(before), len(now)))
+    return now[first:]
 
 
 def _validation_files(output_dir: str) -> set[storage.File]:

@@ -105,12 +105,16 @@ def served(command: str, folder: Path) -> Iterator[int]:
         assert process.wait(timeout=90) == 0
 
 
-def test_the_pipeline_job_goes_from_raw_text_to_samples(folder):
+def test_the_pipeline_job_goes_from_raw_text_to_a_judged_adapter_and_does_nothing_twice(folder):
     places = "--model_name_or_path runs/demo/base --dataset_path runs/demo/corpus --output_dir runs/pipeline"
-    done = shell(f"python jobs/pipeline.py --config jobs/configs/demo.json {places} --max_steps 3", folder)
+    command = f"python jobs/pipeline.py --config jobs/configs/demo.json {places} --max_steps 3"
+    done = shell(command, folder)
     assert done.returncode == 0, done.stderr
-    assert "── base" in done.stdout and "── adapter" in done.stdout
-    assert (folder / "runs/pipeline/prepared/manifest.json").exists()
+    for name in ("prepared/manifest.json", "adapter/adapter_model.safetensors", "evaluation.json"):
+        assert (folder / "runs/pipeline" / name).exists()
+    again = shell(f"{command} --deploy nowhere.yaml", folder)
+    assert "this run has finished before; nothing was done" in again.stdout
+    assert again.returncode != 0 and "nowhere.yaml" in again.stderr
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda g: g.name)

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from raystyle import flags, pipeline
 from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, RunError, TrainingError
+from raystyle.training import checkpoints
 
 pytestmark = pytest.mark.e2e
 
@@ -66,29 +68,18 @@ def undisturbed(ray_local, tiny_model, tiny_prepared, tmp_path_factory):
     return run(tiny_model, tiny_prepared, output), output
 
 
-def wait_for_step(output: Path, step: int, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        metrics = output / "metrics.jsonl"
-        if metrics.exists() and any(json.loads(line)["step"] >= step for line in metrics.read_text().splitlines()):
-            return
+def wait_for_checkpoint(output: Path, step: int, timeout_s: float = 300) -> None:
+    """Until there is a whole checkpoint of that step: its training goes on meanwhile."""
+    place, deadline = str(output / "checkpoints" / checkpoints.name_of(step)), time.monotonic() + timeout_s
+    while not checkpoints.is_good(place):
+        assert time.monotonic() < deadline, f"step {step} did not come in {timeout_s} s"
         time.sleep(0.05)
-    raise AssertionError(f"step {step} did not come in {timeout_s} s")
 
 
-def train_workers() -> list[int]:
-    """Process ids of this test's own Ray's training workers: descendants of this process, by Ray's process title."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    processes = {
-        int(p): (int(parent), title) for p, parent, title in (line.split(None, 2) for line in listed.splitlines())
-    }
-
-    def is_ours(pid: int) -> bool:
-        while pid in processes and pid != os.getpid():
-            pid = processes[pid][0]
-        return pid == os.getpid()
-
-    return [pid for pid, (_, title) in processes.items() if title.startswith("ray::RayTrainWorker") and is_ours(pid)]
+def train_workers(of: int | None = None) -> list[psutil.Process]:
+    """The training workers below a process, by default this one."""
+    below = psutil.Process(of).children(recursive=True)
+    return [process for process in below if process.name().startswith("ray::RayTrain")]
 
 
 def test_a_run_leaves_everything_it_promises(undisturbed, tiny_model):
@@ -159,9 +150,9 @@ def test_a_killed_worker_changes_nothing(undisturbed, tiny_model, tiny_prepared,
     killed = []
 
     def kill():
-        wait_for_step(output, 40)
+        wait_for_checkpoint(output, 30)
         killed.extend(train_workers()[:1])
-        os.kill(killed[0], signal.SIGKILL)
+        killed[0].kill()
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -180,18 +171,19 @@ def test_a_killed_job_continues_by_the_same_command_past_a_torn_checkpoint(
     output = tmp_path / "r"
     command = [sys.executable, "-m", "raystyle", "train", *words(tiny_model, tiny_prepared, output)]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_step(output, 60)
+    wait_for_checkpoint(output, 60)
+    workers = train_workers(job.pid)
     job.kill()
     job.wait()
-    time.sleep(3)
+    assert workers and not psutil.wait_procs(workers, timeout=120)[1]
     assert not (output / "adapter").exists()
-    newest = max((output / "checkpoints").glob("step-*"))
-    torn = output / "checkpoints" / "step-00000110"
+    newest, _ = checkpoints.last_good(str(output / "checkpoints"))
+    torn = output / "checkpoints" / checkpoints.name_of(STEPS - 10)
     shutil.copytree(newest, torn)
     (torn / "optimizer.safetensors").write_bytes((torn / "optimizer.safetensors").read_bytes()[:100])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"continued from the checkpoint of step {int(newest.name[5:])}" in done.stderr
+    assert f"continued from the checkpoint of step {int(newest[-8:])}" in done.stderr
     assert not torn.exists()
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [entry["step"] for entry in metrics if "loss" in entry]
@@ -210,9 +202,9 @@ def test_ctrl_c_leaves_a_run_that_says_how_to_go_on(tiny_model, tiny_prepared, t
         *words(tiny_model, tiny_prepared, tmp_path / "r", max_steps=5000),
     ]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for_step(tmp_path / "r", 30)
+    wait_for_checkpoint(tmp_path / "r", 30)
     job.send_signal(signal.SIGINT)
-    _, said = job.communicate(timeout=60)
+    _, said = job.communicate(timeout=300)
     assert job.returncode == 130
     assert "the same command continues" in said
     assert "Traceback" not in said
