@@ -33,6 +33,7 @@ from raystyle.config import (
     DoctorConfig,
     EvaluateConfig,
     ExportConfig,
+    PlanConfig,
     PrepareConfig,
     RayConfig,
     RulesConfig,
@@ -174,16 +175,16 @@ def run_rules(config: RulesConfig) -> None:
         say(line)
 
 
-def run_plan(config: TrainConfig) -> None:
+def run_plan(config: PlanConfig) -> None:
     from raystyle import pipeline
-    from raystyle.training.plan import describe
+    from raystyle.training.preflight import is_prepared
 
-    if pipeline.is_prepared(config.dataset_path):
-        say(describe(pipeline.preflight(config).plan))
+    if is_prepared(config.dataset_path):
+        say(pipeline.plan(config))
         return
     with ray_session(config):
         say("the text is prepared first; `raystyle train` with the same --output_dir uses the same rows")
-        say(describe(pipeline.preflight(config).plan))
+        say(pipeline.plan(config))
 
 
 def run_train(config: TrainConfig) -> None:
@@ -296,7 +297,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "demo": (DemoConfig, run_demo),
     "prepare": (PrepareConfig, run_prepare),
     "rules": (RulesConfig, run_rules),
-    "plan": (TrainConfig, run_plan),
+    "plan": (PlanConfig, run_plan),
     "train": (TrainConfig, run_train),
     "sweep": (SweepConfig, run_sweep),
     "sample": (SampleConfig, run_sample),

@@ -7,6 +7,7 @@ these objects from a command line and files. Checks that need only the config li
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -257,14 +258,21 @@ class TrainConfig(CorpusConfig):
     loss_spike: float = option(
         3.0, "nats per token above the median of the last 32 logged losses from which a loss leaps; 0: none does"
     )
-    gradient_checkpointing: bool = option(True, "recompute activations in the backward pass: slower, far less memory")
+    gradient_checkpointing: bool | None = option(
+        None, "recompute activations in the backward pass, which is slower; `auto`: in as few layers as make a step fit"
+    )
+    use_liger_kernel: bool | None = option(
+        None, "Liger's GPU kernels; `auto`: where they are installed and know the model"
+    )
     attn_implementation: Literal["auto", "flash_attention_3", "flash_attention_2", "varlen", "sdpa"] = option(
         "auto", "attention kernel; auto: FlashAttention where installed, else torch's own of it (varlen), else SDPA"
     )
     isolation: Literal["document", "segment", "none"] = option(
         "document", "which tokens of a row may attend to each other: those of one document, of one segment, or all"
     )
-    deepspeed: str | None = option(None, "`zero1`, `zero2`, or a DeepSpeed JSON file", path=True)
+    deepspeed: str | None = option(
+        None, "`zero1`, `zero2`, `zero3`, `zero2_offload`, `zero3_offload`, or a DeepSpeed JSON file", path=True
+    )
     streaming: bool = option(False, "train while raw text is being prepared: not there yet; needs --max_steps")
 
     save_steps: float = option(500.0, "steps between checkpoints, or below 1 a share of all; the end is always saved")
@@ -283,7 +291,9 @@ class TrainConfig(CorpusConfig):
     eval_timeout_s: float = option(1800.0, "an evaluation that takes longer is given up and reported")
     select_checkpoint: Literal["best", "last"] = option("best", "which checkpoint's adapter becomes `adapter/`")
 
-    num_workers: int = option(1, "training workers: one GPU each, or one CPU process each")
+    num_workers: int | str = option(
+        1, "training workers: one GPU each, or one CPU process each; `1..4`: as many of these as there is room for"
+    )
     use_gpu: bool | None = option(None, "train on GPUs; default: where Ray has as many as workers")
     cpus_per_worker: int | None = option(None, "CPU cores of a worker; default: an equal share of what Ray has")
     max_failures: int = option(3, "lost workers after which the run gives up")
@@ -300,8 +310,18 @@ class TrainConfig(CorpusConfig):
 
     @property
     def global_batch_size(self) -> int:
-        """Rows in one optimizer step, over all workers."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_workers
+        """Rows in one optimizer step, over all workers: of a range, the most. Fewer accumulate more."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.max_workers
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return int(str(self.num_workers).split("..")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that the run takes."""
+        return int(str(self.num_workers).split("..")[-1])
 
     @property
     def lora_scale(self) -> float:
@@ -312,7 +332,12 @@ class TrainConfig(CorpusConfig):
         super().__post_init__()
         if self.max_seq_length is not None:
             check_lengths(self.max_seq_length, self.segment_length)
-        positive = ["lora_r", "lora_alpha", "per_device_train_batch_size", "gradient_accumulation_steps", "num_workers"]
+        require(
+            re.fullmatch(r"\d+(\.\.\d+)?", str(self.num_workers)) is not None
+            and 1 <= self.min_workers <= self.max_workers,
+            f"`num_workers` is {self.num_workers!r}\nhint: a number, or a range such as `1..4` for as many as there is room for",
+        )
+        positive = ["lora_r", "lora_alpha", "per_device_train_batch_size", "gradient_accumulation_steps"]
         for name in [*positive, "logging_steps", "learning_rate", "eval_timeout_s"]:
             value = getattr(self, name)
             require(value > 0, f"`{name}` is {value}\nhint: use a number above 0")
@@ -435,6 +460,29 @@ class SweepConfig(TrainConfig):
             self.max_concurrent_trials >= 1,
             f"`max_concurrent_trials` is {self.max_concurrent_trials}\nhint: use 1 or more",
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanConfig(TrainConfig):
+    """Say what a training run would do, before it does it; takes what `train` takes."""
+
+    fit: str | None = option(
+        None, "propose batch, accumulation and recomputing for a device of this memory, such as 80GB"
+    )
+
+    @property
+    def fit_gb(self) -> float | None:
+        """The memory to fit into, in units of 10^9 bytes."""
+        if self.fit is None:
+            return None
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:(g|gb)|(gib))?", self.fit.strip().lower())
+        require(found is not None, f"`fit` is {self.fit!r}\nhint: a device's memory, such as 80GB or 24GiB")
+        assert found is not None
+        return float(found[1]) * (2**30 / 1e9 if found[3] else 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.fit_gb is None or self.fit_gb > 0, f"`fit` is {self.fit!r}\nhint: a device's memory, such as 80GB")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -227,11 +227,13 @@ def convert(config_class: Any, name: str, value: Any, *, from_text: bool) -> Any
         _check_known(config_class, name)
         return training_arguments.convert(name, value, from_text)
     kinds = members(_type_of(config_class, name))
-    if isinstance(value, str) and from_text and value.lower() in ("none", "null") and type(None) in kinds:
+    if isinstance(value, str) and from_text and value.lower() in ("auto", "none", "null") and type(None) in kinds:
         return None
     if value is None and type(None) in kinds:
         return None
-    converted = as_type(name, value, kinds[0], from_text)
+    # Of `int | str`, what is no number is text, for the config to judge.
+    is_text = str in kinds[1:] and isinstance(value, str) and not value.lstrip("-").isdigit()
+    converted = as_type(name, value, str if is_text else kinds[0], from_text)
     if known[name].metadata.get("path") and converted is not None:
         if isinstance(converted, tuple):
             return tuple(as_path(name, item) for item in converted)

@@ -13,6 +13,7 @@ from raystyle import adapters, generation, models, storage, tokens
 from raystyle.config import (
     CorpusConfig,
     ExportConfig,
+    PlanConfig,
     PrepareConfig,
     RulesConfig,
     SampleConfig,
@@ -21,6 +22,7 @@ from raystyle.config import (
 )
 from raystyle.errors import ConfigError, RunError
 from raystyle.training import plan as planning
+from raystyle.training import preflight as checks
 
 Say = Callable[[str], None]
 
@@ -58,21 +60,23 @@ def rules(config: RulesConfig) -> Iterator[str]:
         yield json.dumps(fields, ensure_ascii=False)
 
 
-def is_prepared(dataset_path: tuple[str, ...]) -> bool:
-    return len(dataset_path) == 1 and storage.exists(storage.join(dataset_path[0], "manifest.json"))
+def preflight(config: TrainConfig) -> checks.Preflight:
+    """Everything that can be known before training, checked; raw text is prepared last, and `train` uses the same rows."""
+    return checks.preflight(config, _prepare_inside)
 
 
-def prepared(config: TrainConfig) -> tuple[str, dict[str, Any]]:
-    """The prepared directory that a run trains on and its manifest; raw text is prepared first, inside the run."""
-    if is_prepared(config.dataset_path):
-        place = config.dataset_path[0]
-        manifest: dict[str, Any] = storage.read_json(storage.join(place, "manifest.json"))
-        if manifest.get("tokenizer") is None:
-            raise RunError(
-                f"`{place}` was prepared without a tokenizer: it has documents but no rows\n"
-                "hint: prepare again with --tokenizer_name_or_path, into another directory"
-            )
-        return place, manifest
+def plan(config: PlanConfig) -> str:
+    """What `raystyle plan` prints."""
+    checked = preflight(config)
+    told = planning.describe(checked.plan)
+    if config.fit_gb is None:
+        return told
+    shapes = models.read_shapes(config.model_name_or_path, config.trust_remote_code)
+    return f"{told}\n{planning.describe_proposal(checked.config, shapes, checked.plan, config.fit_gb)}"
+
+
+def _prepare_inside(config: TrainConfig) -> str:
+    """Prepare a run's raw text inside the run; returns the prepared directory."""
     place = storage.join(config.output_dir, "prepared")
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(CorpusConfig)}
     raw = PrepareConfig(
@@ -84,54 +88,7 @@ def prepared(config: TrainConfig) -> tuple[str, dict[str, Any]]:
         trust_remote_code=config.trust_remote_code,
     )
     prepare(raw)
-    return place, storage.read_json(storage.join(place, "manifest.json"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Preflight:
-    """A checked run: its settings, its plan, its data, and how many layers of each target module get LoRA."""
-
-    config: TrainConfig
-    plan: planning.Plan
-    prepared_dir: str
-    manifest: dict[str, Any]
-    layer_counts: dict[str, int]
-
-
-def preflight(config: TrainConfig) -> Preflight:
-    """Everything that can be known before training, checked; raw text is prepared last, and `train` uses the same rows."""
-    from raystyle.training import continuation, refusals
-    from raystyle.training.fit import check_is_run
-    from raystyle.training.sharding import deepspeed_config
-
-    if config.streaming:
-        raise ConfigError(
-            "`--streaming` is not there yet\nhint: `raystyle prepare` first; rows are read from storage as they are needed"
-        )
-    deepspeed_config(config.deepspeed)
-    refusals.check_packages(config)
-    shapes = models.read_shapes(config.model_name_or_path, config.trust_remote_code)
-    config, start_digest = continuation.begin(config, shapes)
-    refusals.check_base(config, shapes)
-    targets = models.targeted(shapes, config.lora_target_modules, config.lora_target_parameters)
-    tokenizer = tokens.load_tokenizer(
-        config.tokenizer_name_or_path or config.model_name_or_path, config.trust_remote_code
-    )
-    refusals.check_tokenizer(config, shapes, tokenizer)
-    check_is_run(config.output_dir)
-    if not is_prepared(config.dataset_path):
-        planning.check_shapes(config.max_seq_length or 4096, len(tokenizer), shapes)
-    prepared_dir, manifest = prepared(config)
-    if tokens.tokenizer_digest(tokenizer) != manifest["tokenizer"]["digest"]:
-        raise ConfigError(
-            f"the rows in `{prepared_dir}` were made with another tokenizer ({manifest['tokenizer']['name']}) than the "
-            "model's\nhint: prepare again with the base model's tokenizer"
-        )
-    plan = planning.make_plan(config, manifest, shapes, targets, start_digest)
-    counts: dict[str, int] = {}
-    for layer in targets:
-        counts[layer.name] = counts.get(layer.name, 0) + layer.count
-    return Preflight(config, plan, prepared_dir, manifest, counts)
+    return place
 
 
 def train(config: TrainConfig, say: Say) -> Any:
@@ -164,20 +121,20 @@ def train(config: TrainConfig, say: Say) -> Any:
 
 
 def sweep(config: SweepConfig, say: Say) -> list[dict[str, Any]]:
-    """Prepare once, check every trial, and train them; see `training.sweep`. The best one comes first."""
+    """Check every trial, prepare once, and train them; see `training.sweep`. The best one comes first."""
     from raystyle.training import sweep as sweeping
-    from raystyle.training.fit import check_same_run
 
-    prepared_dir, manifest = prepared(config)
-    if not manifest["counts"].get("heldout"):
+    first = sweeping.trials(config, config.dataset_path)[0]
+    checked = checks.preflight(first, lambda _: _prepare_inside(config))
+    if not checked.manifest["counts"].get("heldout"):
         raise ConfigError(
-            f"a sweep is judged by held-out loss, and the data in `{prepared_dir}` holds no text out\n"
+            f"a sweep is judged by held-out loss, and the data in `{checked.prepared_dir}` holds no text out\n"
             "hint: prepare with `--heldout_fraction 0.05`"
         )
-    runs = sweeping.trials(config, prepared_dir)
+    runs = sweeping.trials(config, (checked.prepared_dir,))
     for run in runs:
         checked = preflight(run)
-        check_same_run(checked.config, checked.plan)
+        checks.check_same_run(checked.config, checked.plan)
     say(planning.describe(checked.plan))
     return sweeping.run(config, runs, _train_quietly, say)
 

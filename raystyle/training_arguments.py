@@ -19,6 +19,7 @@ OWNED = {
     "accelerator_config": "the order of rows is raystyle's",
     "activation_checkpointing": "use `gradient_checkpointing`",
     "activation_checkpointing_kwargs": "recomputation is non-reentrant, which LoRA needs",
+    "liger_kernel_config": "the loss is raystyle's own; `use_liger_kernel` takes Liger's other kernels or none",
     "gradient_checkpointing_kwargs": "recomputation is non-reentrant, which LoRA needs",
     "auto_find_batch_size": "it would change the global batch; `raystyle plan` says what fits",
     "average_tokens_across_devices": "the loss is always normalised by the global token count",

@@ -95,6 +95,8 @@ def test_no_argument_that_raystyle_decides_is_accepted_too():
         (["--init_lora_weights", "pissa", "--lora_path", "/a"], "begins with the weights of `lora_path`"),
         (["--modules_to_save", "q_proj"], "trained whole (`modules_to_save`) and by LoRA"),
         (["--lora_r", "0"], "above 0"),
+        *[(["--num_workers", bad], f"`num_workers` is {bad}") for bad in ("0", "-1")],
+        *[(["--num_workers", bad], f"`num_workers` is '{bad}'") for bad in ("1..", "4..1", "0..2", "many", "1.5")],
         (["--save_steps", "2.5"], "whole number of steps"),
         (["--max_steps", "0"], "positive number of steps"),
         (["--records", "segments", "--document_unit", "chapter"], "no chapters"),
@@ -243,3 +245,11 @@ def test_help_lists_every_flag(capsys):
     text = capsys.readouterr().out
     for name, field in TrainConfig.__dataclass_fields__.items():
         assert field.metadata.get("hidden") or f"--{name}" in text
+
+
+@pytest.mark.parametrize(("value", "fewest", "most"), [(3, 3, 3), ("1..4", 1, 4), ("2..2", 2, 2)])
+def test_a_number_of_workers_may_be_a_range_whose_end_makes_the_global_batch(tmp_path, value, fewest, most):
+    (tmp_path / "c.json").write_text(json.dumps({"num_workers": value}))
+    for config in (train("--num_workers", str(value)), train("--config", str(tmp_path / "c.json"))):
+        assert (config.min_workers, config.max_workers, config.global_batch_size) == (fewest, most, 8 * 16 * most)
+        assert flags.to_dict(config)["num_workers"] == value

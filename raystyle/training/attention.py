@@ -139,7 +139,7 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> torch
 
 def boundaries(block_lengths: Sequence[int], implementation: str, device: torch.device | None = None) -> dict[str, Any]:
     """The model's arguments that say where blocks end, as `implementation` wants them."""
-    if implementation == PACKED_SDPA:
+    if implementation not in (VARLEN, *FLASH):
         return {"block_lengths": tuple(block_lengths)}
     ends = torch.tensor([0, *block_lengths]).cumsum(0).to(torch.int32).to(device)
     longest = max(block_lengths)

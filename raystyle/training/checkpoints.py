@@ -8,6 +8,7 @@ what makes a directory a checkpoint: one that is missing files, or holds part of
 
 import hashlib
 import os
+import shutil
 from typing import Any
 
 from raystyle import storage
@@ -39,6 +40,16 @@ def save(
     trainer_state.save_to_json(os.path.join(directory, TRAINER_STATE))
     digests = {name: _digest(os.path.join(directory, name)) for name in sorted(os.listdir(directory)) if name != MARKER}
     storage.write_json(os.path.join(directory, MARKER), {"step": step, "sha256": digests})
+
+
+def upload(directory: str, uri: str) -> None:
+    """Copy a saved checkpoint to storage; `checkpoint.json` comes last there, too."""
+    for name in sorted(os.listdir(directory), key=lambda name: (name == MARKER, name)):
+        with (
+            open(os.path.join(directory, name), "rb") as source,
+            storage.open_output(storage.join(uri, name)) as target,
+        ):
+            shutil.copyfileobj(source, target, storage.CHUNK)
 
 
 def _digest(path: str) -> str:

@@ -21,6 +21,7 @@ from raystyle.training import checkpoints, metrics, validation
 from raystyle.training.follow import followed
 from raystyle.training.metrics import read as read_metrics
 from raystyle.training.plan import FAILURE, Plan
+from raystyle.training.preflight import check_same_run, claim, is_finished
 
 # Ray Train's patch of `print` shows every line twice where Ray sends workers' output to the driver.
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
@@ -37,41 +38,6 @@ class TrainResult:
     def values(self, name: str) -> list[float]:
         """All values of a metric, such as `loss` or `heldout_loss`, in the order of steps."""
         return [entry[name] for entry in self.metrics if name in entry]
-
-
-def check_same_run(config: TrainConfig, plan: Plan) -> None:
-    """Raises `RunError` where `output_dir` holds a run whose identity is another than the plan's."""
-    plan_path = storage.join(config.output_dir, "plan.json")
-    if storage.exists(plan_path):
-        theirs, ours = storage.read_json(plan_path)["identity"], plan.identity
-        other = {name: (theirs.get(name), value) for name, value in ours.items() if theirs.get(name) != value}
-        if other:
-            listed = "; ".join(f"`{name}` was {old}, now {new}" for name, (old, new) in other.items())
-            raise RunError(
-                f"`output_dir` {config.output_dir} belongs to another run: {listed}\n"
-                "hint: choose another --output_dir, or give these values to continue that run"
-            )
-
-
-def claim(config: TrainConfig, plan: Plan) -> None:
-    """Make `output_dir` this run's. `plan.json` comes first: it is what makes a directory a run."""
-    storage.write_json(storage.join(config.output_dir, "plan.json"), dataclasses.asdict(plan))
-    storage.write_json(storage.join(config.output_dir, "config.json"), to_dict(config))
-
-
-def check_is_run(output_dir: str) -> None:
-    """Refuse a directory with files in it that no run made. Raises `RunError`.
-
-    A `config.json` says nothing: every model folder has one.
-    """
-    if not storage.exists(output_dir):
-        return
-    present = {file.uri[len(output_dir) :].strip("/").split("/")[0] for file in storage.list_files(output_dir)}
-    if present and "plan.json" not in present and present != {"prepared"}:
-        raise RunError(
-            f"`output_dir` {output_dir} is not empty and not a run: it holds {', '.join(sorted(present)[:5])}\n"
-            "hint: choose another --output_dir"
-        )
 
 
 def fit(
@@ -131,11 +97,16 @@ def fit(
     storage.delete(storage.join(checkpoints_dir, "checkpoint_manager_snapshot.json"))
     failure_path = storage.join(config.output_dir, FAILURE)
     storage.delete(failure_path)
+    workers: Any = config.max_workers
+    if config.min_workers < config.max_workers:
+        # Ray Train starts with as many as there is room for, looks every minute whether there is room for more, and
+        # after a loss goes on with those that are left.
+        workers = (config.min_workers, config.max_workers)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=task,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
             label_selector=labels(config.train_on) or None,  # type: ignore[call-arg]  # its stub is Ray Train v1's
@@ -188,7 +159,7 @@ def _place_beside(config: TrainConfig, use_gpu: bool, cpus: int) -> str | None:
         if node["Alive"]
     }
     worker = {"CPU": cpus, "training": 1, **({"GPU": 1} if use_gpu else {})}
-    node = validation.room(nodes, worker, config.num_workers, validation.needed(use_gpu))
+    node = validation.room(nodes, worker, config.max_workers, validation.needed(use_gpu))
     print(validation.outlook(node, use_gpu, cpus), file=sys.stderr, flush=True)
     return node
 
@@ -208,18 +179,6 @@ def last_checkpoint(output_dir: str) -> str | None:
         if checkpoints.MARKER in present and storage.read_json(marker)["sha256"].keys() <= present:
             return storage.basename(uri)
     return None
-
-
-def is_finished(adapter_dir: str, steps: int) -> bool:
-    """Whether the run has trained to its last step and left an adapter: of that step, or of an earlier one it selected.
-
-    `raystyle_adapter.json` is the file written last.
-    """
-    about = storage.join(adapter_dir, adapters.ABOUT)
-    if not storage.exists(about):
-        return False
-    told = storage.read_json(about)
-    return bool(told.get("selected", {}).get("of_steps", told.get("step")) == steps)
 
 
 def select(output_dir: str, checkpoint_name: str, about: Mapping[str, Any]) -> bool:
@@ -279,8 +238,9 @@ def resources(config: TrainConfig) -> tuple[bool, int]:
     fitting = [node["Resources"] for node in ray.nodes() if node["Alive"] and selector <= node["Labels"].items()]
     gpus = int(sum(node.get("GPU", 0) for node in fitting))
     who = f"nodes labelled {', '.join(config.train_on)} have" if selector else "Ray has"
-    use_gpu = config.use_gpu if config.use_gpu is not None else gpus >= config.num_workers
-    if use_gpu and gpus < config.num_workers:
+    fewest = config.min_workers
+    use_gpu = config.use_gpu if config.use_gpu is not None else gpus >= fewest
+    if use_gpu and gpus < fewest:
         raise ConfigError(
             f"`num_workers` is {config.num_workers} on GPUs, and {who} {gpus}\n"
             "hint: fewer workers, `--use_gpu false`, or a larger cluster"
@@ -288,10 +248,10 @@ def resources(config: TrainConfig) -> tuple[bool, int]:
     # A head that takes no work has no CPU to count, nor have nodes without a GPU where GPUs train.
     nodes = [int(node.get("CPU", 0)) for node in fitting if node.get("GPU", 0) or not use_gpu]
     cpus = sum(nodes)
-    share = config.cpus_per_worker or max(1, min([cpus // config.num_workers, *filter(None, nodes)]))
-    if share * config.num_workers > cpus:
+    share = config.cpus_per_worker or max(1, min([cpus // config.max_workers, *filter(None, nodes)]))
+    if share * fewest > cpus:
         raise ConfigError(
-            f"{config.num_workers} workers of {share} CPU cores need {share * config.num_workers}, and {who} {cpus}\n"
+            f"{fewest} workers of {share} CPU cores need {share * fewest}, and {who} {cpus}\n"
             "hint: fewer workers, a smaller `cpus_per_worker`, or a larger cluster"
         )
     return use_gpu, share

@@ -110,12 +110,19 @@ def _milestone(entry: dict[str, Any]) -> str | None:
             f"isolation of documents proved: logits within {entry['isolation_logit_difference']:.0e} of each one alone"
         )
     if "continued_from_step" in entry:
-        return f"continued from the checkpoint of step {entry['continued_from_step']}"
+        return f"continued from the checkpoint of step {entry['continued_from_step']}, by {workers(entry)}"
+    if "num_workers" in entry:
+        return f"training with {workers(entry)}"
     if entry.get("left_out"):
         return f"{entry['bad_loss']}; the step was left out: {described(entry['rows'], entry['sources'])}"
     if "heldout_loss" in entry:
         return f"held-out loss after step {entry['step']}: {entry['heldout_loss']:.4f} nats per token"
     return None
+
+
+def workers(entry: dict[str, Any]) -> str:
+    count = entry["num_workers"]
+    return f"{count} worker{'s' if count > 1 else ''}"
 
 
 def outcome(record: dict[str, Any]) -> str:

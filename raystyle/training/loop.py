@@ -1,35 +1,67 @@
-"""What every training worker runs, under Ray Train: load, attach LoRA, find where to continue, train, write the adapter."""
+"""What every training worker runs: load, attach LoRA, find where to continue, train, write the adapter.
 
+Under Ray Train that is `train_worker`. Without Ray, on prepared rows, with the same numbers:
+
+    torchrun --nproc_per_node 2 -m raystyle.training.loop --config runs/mine/config.json
+
+and by `accelerate launch -m` or plain `python -m` likewise. The launcher says how many workers there are, and nothing
+starts them again; the same command continues a run, whichever of the ways began it.
+"""
+
+import dataclasses
+import functools
 import os
+import sys
 import tempfile
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
-import ray.train
 import torch
 import transformers
 
 from raystyle import models, storage, tokens
 from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, RaystyleError, StorageError
-from raystyle.flags import from_dict
-from raystyle.training import attention, checkpoints, continuation, lora, sharding, validation
-from raystyle.training.plan import FAILURE
+from raystyle.flags import from_dict, parse, to_dict
+from raystyle.training import (
+    attention,
+    checkpoints,
+    continuation,
+    kernels,
+    lora,
+    lora_linear,
+    memory,
+    metrics,
+    preflight,
+    report,
+    sharding,
+    validation,
+)
+from raystyle.training.follow import followed
+from raystyle.training.plan import FAILURE, describe
+from raystyle.training.recompute import recompute
 from raystyle.training.rows import Order, Placed, Rows, flat_batch
-from raystyle.training.trainer import PackedTrainer, Run, Task
+from raystyle.training.trainer import PackedTrainer, Run, Task, Worker
 
 
 def train_worker(task_dict: dict[str, Any]) -> None:
-    """One worker's whole life. What it raises makes Ray Train start all workers again, from the last checkpoint.
+    """One worker's whole life under Ray Train. What it raises makes Ray Train start all workers again, from the last checkpoint.
 
     An error of raystyle's own would only come again: it is left in `failure.json` for the driver, and every worker of
     the next attempt returns at once.
     """
+    import ray.train
+
     task = Task(**task_dict)
+    context = ray.train.get_context()
+    hand_over = functools.partial(_report, task)
     failure_path = storage.join(task.config["output_dir"], FAILURE)
     if storage.exists(failure_path):
         return
     try:
-        _train(task)
+        train(task, Worker(context.get_world_rank(), context.get_world_size(), hand_over))
     except StorageError:
         raise  # storage may answer again in a minute: another attempt is right
     except RaystyleError as error:
@@ -37,10 +69,31 @@ def train_worker(task_dict: dict[str, Any]) -> None:
         raise
 
 
-def _train(task: Task) -> None:
-    config = from_dict(TrainConfig, task.config)
-    context = ray.train.get_context()
-    rank, num_workers = context.get_world_rank(), context.get_world_size()
+def _report(task: Task, step: int, directory: str | None) -> None:
+    """Hand a checkpoint over by way of Ray Train, which waits until every worker is here."""
+    import ray.train
+
+    def upload(checkpoint: Any, name: str) -> Any:
+        uri = storage.join(task.config["output_dir"], "checkpoints", name)
+        checkpoints.upload(checkpoint.path, uri)
+        filesystem, path = storage.filesystem(uri)
+        return ray.train.Checkpoint(path, filesystem)
+
+    if directory is None:
+        ray.train.report({"step": step})
+    else:
+        ray.train.report(
+            {"step": step},
+            checkpoint=ray.train.Checkpoint.from_directory(directory),
+            checkpoint_dir_name=checkpoints.name_of(step),
+            checkpoint_upload_fn=upload,
+            validation=task.is_validated,
+        )
+
+
+def train(task: Task, worker: Worker) -> None:
+    """Train until the last step, from the last good checkpoint on, and write the adapter."""
+    config, rank = from_dict(TrainConfig, task.config), worker.rank
     if task.is_validated and rank == 0:
         validation.mark_going_on(config.output_dir)
     device = torch.device("cuda" if task.use_gpu else "cpu")
@@ -48,7 +101,19 @@ def _train(task: Task) -> None:
     implementation = attention.choose(config.attn_implementation, task.use_gpu, bf16)
     tokenizer = tokens.load_tokenizer(_tokenizer_name(config), config.trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="raystyle-train-") as scratch:
-        arguments = training_arguments(config, task, scratch, bf16)
+        rows = Rows(task.prepared_dir, task.manifest)
+        order = Order(
+            len(rows),
+            config.global_batch_size,
+            config.per_device_train_batch_size,
+            rank,
+            worker.num_workers,
+            task.steps,
+            config.seed,
+        )
+        arguments = training_arguments(config, task, order.accumulation, scratch, bf16)
+        if config.deepspeed:
+            sharding.join()
         base = models.load_base(
             config.model_name_or_path,
             dtype=torch.bfloat16 if bf16 else torch.float32,
@@ -56,26 +121,25 @@ def _train(task: Task) -> None:
             trust_remote_code=config.trust_remote_code,
             load_in_4bit=config.load_in_4bit,
         )
+        has_liger = kernels.apply_liger(base, config.use_liger_kernel, task.use_gpu)
+        shapes = models.shapes_of(base, "")
         model = lora.attach(base, config)
         lora.check_layers(model, task.layer_counts)
-        if config.gradient_checkpointing:
-            model.enable_input_require_grads()
-        rows = Rows(task.prepared_dir, task.manifest)
-        order = Order(
-            len(rows),
-            config.per_device_train_batch_size,
-            config.gradient_accumulation_steps,
-            rank,
-            num_workers,
-            task.steps,
-            config.seed,
-        )
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        needs = memory.of(config, shapes, task.manifest["max_seq_length"], trainable, bf16, has_liger)
+        device_bytes = torch.cuda.get_device_properties(device).total_memory if task.use_gpu else None
+        step = {
+            "attention": implementation.removeprefix("raystyle_"),
+            "has_liger": has_liger,
+            "fused_lora_layers": lora_linear.fuse(model),
+            "recomputing_layers": recompute(model, needs.recomputing(config.gradient_checkpointing, device_bytes)),
+        }
         trainer = PackedTrainer(
             model=model,
             args=arguments,
             train_dataset=Placed(rows),
             data_collator=lambda batch: flat_batch(batch, config.isolation, implementation),
-            run=Run(config, task, order, tokenizer, implementation, callbacks(config, rank, scratch)),
+            run=Run(config, task, worker, order, tokenizer, implementation, callbacks(config, rank, scratch), step),
         )
         start = resume_point(config.output_dir, rank)
         if start is None:
@@ -94,13 +158,15 @@ def _tokenizer_name(config: TrainConfig) -> str:
     return config.tokenizer_name_or_path or config.model_name_or_path
 
 
-def training_arguments(config: TrainConfig, task: Task, scratch: str, bf16: bool) -> transformers.TrainingArguments:
+def training_arguments(
+    config: TrainConfig, task: Task, accumulation: int, scratch: str, bf16: bool
+) -> transformers.TrainingArguments:
     """transformers' arguments: the config's fields by their own names, and what raystyle decides."""
     try:
         return transformers.TrainingArguments(
             output_dir=scratch,
             per_device_train_batch_size=config.per_device_train_batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            gradient_accumulation_steps=accumulation,
             learning_rate=config.learning_rate,
             lr_scheduler_type=config.lr_scheduler_type,
             warmup_steps=task.warmup_steps,
@@ -109,8 +175,6 @@ def training_arguments(config: TrainConfig, task: Task, scratch: str, bf16: bool
             max_steps=task.steps,
             seed=config.seed,
             bf16=bf16,
-            activation_checkpointing=config.gradient_checkpointing,
-            activation_checkpointing_kwargs={"use_reentrant": False},
             logging_steps=config.logging_steps,
             logging_nan_inf_filter=False,
             save_strategy="no",
@@ -162,3 +226,68 @@ def resume_point(output_dir: str, rank: int) -> str | None:
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """One worker's whole life without Ray, as torchrun and accelerate start it; returns its exit status."""
+    rank, num_workers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = parse(TrainConfig, sys.argv[1:] if argv is None else argv)
+        checked = preflight.preflight(config, _refuse_raw_text)
+        config = checked.config  # with what it takes from the adapter that it continues from
+        preflight.check_same_run(config, checked.plan)
+        if preflight.is_finished(storage.join(config.output_dir, "adapter"), checked.plan.steps):
+            if rank == 0:
+                print("this run has finished before; nothing was done")
+            return 0
+    except RaystyleError as error:
+        if rank == 0:  # all find the same
+            print(f"raystyle: error: {error}", file=sys.stderr)
+        return error.exit_code
+    if rank == 0:
+        preflight.claim(config, checked.plan)
+        print(describe(checked.plan), flush=True)
+    task = Task(
+        config=to_dict(config),
+        prepared_dir=checked.prepared_dir,
+        manifest=checked.manifest,
+        steps=checked.plan.steps,
+        warmup_steps=checked.plan.warmup_steps,
+        checkpoint_steps=list(checked.plan.checkpoints),
+        layer_counts=checked.layer_counts,
+        use_gpu=config.use_gpu if config.use_gpu is not None else torch.cuda.is_available(),
+        start_digest=checked.plan.identity["lora_path"],
+        model_flops=checked.plan.model_flops,
+    )
+
+    def hand_over(step: int, directory: str | None) -> None:
+        if directory is not None:
+            checkpoints.upload(directory, storage.join(config.output_dir, "checkpoints", checkpoints.name_of(step)))
+
+    try:
+        with followed(config.output_dir, task.steps) if rank == 0 else nullcontext():
+            train(task, Worker(rank, num_workers, hand_over))
+    except RaystyleError as error:
+        print(f"raystyle: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nraystyle: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    if rank == 0:
+        metrics.join(config.output_dir)
+        report.write(config.output_dir, dataclasses.asdict(checked.plan), metrics.read(config.output_dir))
+        print(f"adapter  {config.output_dir}/adapter\nreport   {config.output_dir}/report.html")
+    return 0
+
+
+def _refuse_raw_text(config: TrainConfig) -> str:
+    raise ConfigError(
+        f"`dataset_path` {' '.join(config.dataset_path)} is not a `prepare` output, and raw text is prepared on Ray\n"
+        "hint: `raystyle prepare` first, or `raystyle train`, which does both"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

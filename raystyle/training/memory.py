@@ -13,6 +13,8 @@ from raystyle.models import Shapes
 CHUNK_BYTES = 256 * 2**20  # of logits, as in loss.py
 # The CUDA context, the allocator's gaps and cuBLAS's workspaces: what is left free of a device.
 MARGIN = 0.08
+# From about this many rows of 4,096 on a larger batch is no faster (bench/results/gpu_train.md).
+MOST_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,33 +39,75 @@ class Memory:
         held = self.base + self.lora + self.optimizer + self.activations(recomputing_layers)
         return held + max(self.loss, self.backward)
 
-    def fewest_recomputing(self, device_bytes: int) -> int:
+    def fits(self, recomputing_layers: int, device_bytes: float) -> bool:
+        return self.total(recomputing_layers) <= device_bytes * (1 - MARGIN)
+
+    def fewest_recomputing(self, device_bytes: float) -> int:
         """How many layers must recompute for the step to fit, from 0 to all (then it may still not fit)."""
-        usable = int(device_bytes * (1 - MARGIN))
-        return next((n for n in range(self.num_layers + 1) if self.total(n) <= usable), self.num_layers)
+        return next((n for n in range(self.num_layers) if self.fits(n, device_bytes)), self.num_layers)
+
+    def recomputing(self, gradient_checkpointing: bool | None, device_bytes: float | None) -> int:
+        """How many layers recompute: all or none where that is said, else the fewest; none on a CPU (no `device_bytes`)."""
+        if gradient_checkpointing is not None:
+            return self.num_layers if gradient_checkpointing else 0
+        return 0 if device_bytes is None else self.fewest_recomputing(device_bytes)
 
 
 def of(
-    config: TrainConfig, shapes: Shapes, length: int, trainable: int, bf16: bool = True, liger: bool = False
+    config: TrainConfig, shapes: Shapes, length: int, trainable: int, bf16: bool = True, has_liger: bool = False
 ) -> Memory:
-    """The memory of a step with `per_device_train_batch_size` rows of `length` tokens and `trainable` LoRA parameters."""
+    """The memory of a step with `per_device_train_batch_size` rows of `length` tokens and `trainable` parameters.
+
+    A little more is needed where LoRA is of a kind that PEFT's own layers compute (DoRA, a 4-bit base).
+    """
     tokens = config.per_device_train_batch_size * length
     size = 2 if bf16 else 4
     d, q, kv = shapes.hidden_size, shapes.num_heads * shapes.head_dim, shapes.num_kv_heads * shapes.head_dim
-    ff, rank = shapes.intermediate_size, config.lora_r
+    # A mixture's experts have gate and up in one parameter, and a token goes through a few of them.
+    ff = sum(layer.out_features * layer.active for layer in shapes.experts[:1]) // 2 or shapes.intermediate_size
+    rank = config.lora_r
     # Per token: both norms' inputs (without Liger as fp32 copies) and outputs; queries, keys, values and attention's
     # output, with one fp32 sum a head; gate, up and their product (without Liger the activated gate too); LoRA's
     # seven products of rank size.
-    norms = 2 * d * size + 2 * d * (size if liger else 4)
-    layer = norms + (2 * q + 2 * kv) * size + 4 * shapes.num_heads + (3 if liger else 4) * ff * size + 7 * rank * size
-    shards = config.num_workers if config.deepspeed else 1
+    norms = 2 * d * size + 2 * d * (size if has_liger else 4)
+    layer = norms + 2 * (q + kv) * size + 4 * shapes.num_heads + (3 if has_liger else 4) * ff * size + 7 * rank * size
+    products = sum(
+        linear.count * linear.in_features * linear.out_features for linear in shapes.linears if not linear.is_head
+    )
+    # NF4 is 4 bits a weight, and 8 for each 64 of them once its scales are quantized too (Dettmers et al. 2023).
+    base = (
+        size * (shapes.parameters - products) + products * 33 // 64 if config.load_in_4bit else size * shapes.parameters
+    )
     return Memory(
-        base=size * shapes.parameters,
+        base=base,
         lora=8 * trainable,
-        optimizer=8 * trainable // shards,
+        optimizer=8 * trainable // (config.max_workers if config.deepspeed else 1),
         loss=2 * min(4 * tokens * shapes.vocab_size, CHUNK_BYTES) + 2 * d * size * tokens,
         layer=layer * tokens,
         layer_input=d * size * tokens,
         backward=(3 * ff + 2 * d) * size * tokens,
         num_layers=shapes.num_layers,
     )
+
+
+def proposal(
+    config: TrainConfig, shapes: Shapes, length: int, trainable: int, device_bytes: float
+) -> tuple[TrainConfig, int] | None:
+    """The same run on devices of that size: the batch and accumulation that keep its global batch and recompute least.
+
+    Of the batches that recompute equally little the largest is taken, up to `MOST_ROWS`. Returns the config, and how many
+    layers recompute; None where not even one row with all layers recomputing fits.
+    """
+    rows = config.global_batch_size // config.max_workers
+    found: list[tuple[int, int]] = []
+    for batch in range(1, min(rows, MOST_ROWS) + 1):
+        if rows % batch == 0:
+            needs = of(dataclasses.replace(config, per_device_train_batch_size=batch), shapes, length, trainable)
+            layers = needs.fewest_recomputing(device_bytes)
+            if needs.fits(layers, device_bytes):
+                found.append((layers, -batch))
+    if not found:
+        return None
+    layers, negative = min(found)
+    settings = {"per_device_train_batch_size": -negative, "gradient_accumulation_steps": rows // -negative}
+    return dataclasses.replace(config, **settings, gradient_checkpointing=None), layers  # type: ignore[arg-type]

@@ -1,10 +1,8 @@
 """The preflight: steps, checkpoints, memory and time of a run, from its config, its rows' manifest and model shapes.
 
-Plain arithmetic, no torch. Sources: LoRA's FLOPs and activation sizes are counted by hand below from the transformer's
-own shapes (a matrix product of m x k by k x n costs 2mkn; the backward pass of a frozen matrix costs one such product,
-of a trained one two); the activations' 34 bytes per token, layer and hidden unit in 16-bit are those of Korthikanti et
-al. 2022, "Reducing Activation Recomputation in Large Transformer Models", without the attention matrix, which
-fused kernels never store.
+Plain arithmetic, no torch. Memory is counted in `memory.py`. LoRA's FLOPs are counted by hand below from the
+transformer's own shapes: a matrix product of m x k by k x n costs 2mkn; the backward pass of a frozen matrix costs one
+such product, of a trained one two.
 """
 
 import dataclasses
@@ -16,10 +14,10 @@ from raystyle import lora_config
 from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, DataError
 from raystyle.models import Linear, Shapes
-from raystyle.training import lora
+from raystyle.training import lora, memory
 
 GB = 1e9
-CHUNK_BYTES = 256 * 2**20  # of logits, as in loss.py
+DEVICE_GB = 80.0  # what a plan is for where no other size is named: an A100 or H100
 # What one GPU reaches on large bf16 matrix products, in FLOP/s, and the share of it that a well-fed LoRA run keeps.
 # The A100's figure is NVIDIA's peak; NeMo's published Llama-3-8B LoRA run keeps 0.41 of an H100's.
 A100_FLOPS = 312e12
@@ -74,6 +72,7 @@ class Plan:
     base_parameters: int
     lora_scale: float
     memory_gb_estimate: dict[str, float]
+    recomputing_layers: int
     a100_hours_estimate: float
     model_flops: tuple[float, float]  # of one token: without attention, and for each key that it sees
     identity: dict[str, Any]
@@ -99,13 +98,14 @@ def make_plan(
     steps_per_epoch = math.ceil(rows / batch)
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
     trainable = trainable_parameters(config, shapes, targets)
-    memory = estimate_memory_gb(config, shapes, length, trainable)
+    needs = memory.of(config, shapes, length, trainable, has_liger=bool(config.use_liger_kernel))
+    recomputing = needs.recomputing(config.gradient_checkpointing, None if config.use_gpu is False else DEVICE_GB * GB)
     epochs = steps / steps_per_epoch
     active = sum(layer.lora_parameters(config.lora_r) * layer.active // layer.copies for layer in targets)
-    flops = flops_per_token(shapes, active, length, config.gradient_checkpointing) * tokens * epochs
-    without_keys = flops_per_token(shapes, active, 0, recompute=False)
+    flops = flops_per_token(shapes, active, length, recomputing / shapes.num_layers) * tokens * epochs
+    without_keys = flops_per_token(shapes, active, 0)
     # A token sees half of `mean_keys` on average.
-    per_key = flops_per_token(shapes, active, 2, recompute=False) - without_keys
+    per_key = flops_per_token(shapes, active, 2) - without_keys
     plan = Plan(
         rows=rows,
         tokens=tokens,
@@ -121,8 +121,9 @@ def make_plan(
         trainable_parameters=trainable,
         base_parameters=shapes.parameters,
         lora_scale=config.lora_scale,
-        memory_gb_estimate=memory,
-        a100_hours_estimate=flops / (A100_FLOPS * UTILISATION) / 3600 / config.num_workers,
+        memory_gb_estimate=_in_gb(needs, recomputing),
+        recomputing_layers=recomputing,
+        a100_hours_estimate=flops / (A100_FLOPS * UTILISATION) / 3600 / config.max_workers,
         model_flops=(without_keys, per_key),
         identity=identity(config, manifest, shapes, steps) | {"lora_path": start_digest},
         warnings=(),
@@ -187,8 +188,9 @@ def check_shapes(length: int, vocab: int, shapes: Shapes) -> None:
         )
 
 
-def flops_per_token(shapes: Shapes, trainable: int, mean_keys: int, recompute: bool) -> float:
-    """Model FLOPs of one trained token: forward 2N + A + 2P, backward 2N + 2A + 4P, and the forward again if recomputed.
+def flops_per_token(shapes: Shapes, trainable: int, mean_keys: int, recomputing: float = 0) -> float:
+    """Model FLOPs of one trained token: forward 2N + A + 2P, backward 2N + 2A + 4P, and the forward again in the
+    share of layers that recompute (`recomputing`).
 
     N counts the weights in matrix products (all but the embedding), P LoRA's, A attention's products with on average
     half of `mean_keys` keys: 2 products x 2 FLOPs x layers x heads x head_dim x keys / 2.
@@ -199,30 +201,19 @@ def flops_per_token(shapes: Shapes, trainable: int, mean_keys: int, recompute: b
     attention = 2 * shapes.num_layers * shapes.num_heads * shapes.head_dim * mean_keys
     forward = 2 * products + attention + 2 * trainable
     backward = 2 * products + 2 * attention + 4 * trainable
-    return forward + backward + (forward - 2 * embedding if recompute else 0)
+    return forward + backward + (forward - 2 * embedding) * recomputing
 
 
-def estimate_memory_gb(config: TrainConfig, shapes: Shapes, length: int, trainable: int) -> dict[str, float]:
-    """Estimated GB per device by component, in bf16 with LoRA in fp32 (4 bytes weight, 4 gradient, 8 Adam).
-
-    The logits of a step are never whole (see `loss.py`): at most one chunk of
-    them at a time, in fp32 with its gradient.
-    """
-    tokens = config.per_device_train_batch_size * length
-    layer = 34 * shapes.hidden_size * tokens
-    kept = 2 * shapes.hidden_size * tokens * shapes.num_layers + layer if config.gradient_checkpointing else 0
-    # PEFT drops out each LoRA module's own copy of its input (7 per layer, 2 bytes each and a mask of 1).
-    dropout = 7 * 3 * shapes.hidden_size * tokens * shapes.num_layers if config.lora_dropout else 0
-    shards = config.num_workers if config.deepspeed else 1
+def _in_gb(needs: memory.Memory, recomputing: int) -> dict[str, float]:
+    """A step's memory by component, with LoRA in fp32 and the rest in bf16."""
     sizes = {
-        "base weights": 2 * shapes.parameters,
-        "LoRA weights and gradients": 8 * trainable,
-        "Adam states": 8 * trainable / shards,
-        "activations": kept or layer * shapes.num_layers + dropout,
-        "logits": 3 * min(4 * tokens * shapes.vocab_size, CHUNK_BYTES),
+        "base weights": needs.base,
+        "LoRA weights and gradients": needs.lora,
+        "Adam states": needs.optimizer,
+        "activations": needs.activations(recomputing),
+        "loss or backward pass": max(needs.loss, needs.backward),
     }
-    sizes["total"] = sum(sizes.values())
-    return {name: round(size / GB, 2) for name, size in sizes.items()}
+    return {name: round(size / GB, 2) for name, size in (sizes | {"total": needs.total(recomputing)}).items()}
 
 
 def _warnings(config: TrainConfig, plan: Plan) -> list[str]:
@@ -243,10 +234,10 @@ def _warnings(config: TrainConfig, plan: Plan) -> list[str]:
     last = plan.rows % plan.global_batch_size
     if last and plan.rows < plan.global_batch_size:
         found.append(f"one batch asks for {plan.global_batch_size} rows and there are {plan.rows}: lower the batch")
-    if plan.memory_gb_estimate["total"] > 80 and config.use_gpu is not False:
+    if plan.memory_gb_estimate["total"] > DEVICE_GB and config.use_gpu is not False:
         found.append(
-            f"an estimated {plan.memory_gb_estimate['total']:.0f} GB per device is more than 80 GB: lower "
-            "`per_device_train_batch_size` and raise `gradient_accumulation_steps` by the same factor"
+            f"an estimated {plan.memory_gb_estimate['total']:.0f} GB per device is more than {DEVICE_GB:.0f} GB: "
+            "`raystyle plan --fit 80GB` says what fits"
         )
     return found
 
@@ -268,8 +259,27 @@ def describe(plan: Plan) -> str:
         "checkpoints": f"after step {checkpoints}",
         "adapter": f"{plan.trainable_parameters:,} trained parameters beside {plan.base_parameters:,} frozen, "
         f"scale {plan.lora_scale:g}",
-        "memory": f"about {plan.memory_gb_estimate['total']:.1f} GB a device in bf16 ({memory})",
+        "memory": f"about {plan.memory_gb_estimate['total']:.1f} GB a device in bf16 ({memory}); "
+        + (f"{plan.recomputing_layers} layers recompute" if plan.recomputing_layers else "no layer recomputes"),
         "time": f"about {_duration(plan.a100_hours_estimate)} on A100s at {UTILISATION:.0%} of their peak (estimate)",
     }
     text = [f"  {name:<12} {line}" for name, line in lines.items()]
     return "\n".join(["plan", *text, *(f"  warning: {warning}" for warning in plan.warnings)])
+
+
+def describe_proposal(config: TrainConfig, shapes: Shapes, plan: Plan, device_gb: float) -> str:
+    """What `plan --fit` says: the settings that suit a device of so many GB, as flags."""
+    found = memory.proposal(config, shapes, plan.max_seq_length, plan.trainable_parameters, device_gb * GB)
+    if found is None:
+        return (
+            f"  not even one row of {plan.max_seq_length:,} tokens fits into {device_gb:g} GB\n"
+            "  hint: `--load_in_4bit`, a smaller `--lora_r`, `--deepspeed zero3`, or shorter rows"
+        )
+    fitted, layers = found
+    needs = memory.of(fitted, shapes, plan.max_seq_length, plan.trainable_parameters)
+    flags = (
+        f"--per_device_train_batch_size {fitted.per_device_train_batch_size} "
+        f"--gradient_accumulation_steps {fitted.gradient_accumulation_steps} --gradient_checkpointing auto"
+    )
+    told = f"{layers} of {shapes.num_layers} layers recompute" if layers else "no layer recomputes"
+    return f"  fit          {flags}\n               about {needs.total(layers) / GB:.1f} of {device_gb:g} GB; {told}"

@@ -98,20 +98,22 @@ class Order:
     """One worker's micro-batches over the whole training, as lists of row indices (-1: no row).
 
     Iterating gives `steps * accumulation` lists of `per_device_batch` indices. Micro-batch m of worker r holds the
-    step's rows [(m*W + r)*B, (m*W + r + 1)*B), W workers.
+    step's rows [(m*W + r)*B, (m*W + r + 1)*B), W workers. The global batch is a multiple of B: any number of workers
+    has the same micro-batches. Where W does not divide their number, some workers' last one is empty, which costs less
+    than to leave a worker out, and changes no sum.
     """
 
     num_rows: int
+    global_batch: int
     per_device_batch: int
-    accumulation: int
     rank: int
     num_workers: int
     steps: int
     seed: int
 
     @property
-    def global_batch(self) -> int:
-        return self.per_device_batch * self.accumulation * self.num_workers
+    def accumulation(self) -> int:
+        return -(-self.global_batch // (self.per_device_batch * self.num_workers))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -129,7 +131,7 @@ class Order:
             if epoch != current_epoch:
                 order, current_epoch = epoch_order(self.num_rows, self.seed, epoch), epoch
             rows = order[position * size : (position + 1) * size].tolist()
-            rows += [-1] * (size - len(rows))
+            rows += [-1] * (self.accumulation * self.num_workers * self.per_device_batch - len(rows))
             for micro in range(self.accumulation):
                 start = (micro * self.num_workers + self.rank) * self.per_device_batch
                 yield [(step * size + place, rows[place]) for place in range(start, start + self.per_device_batch)]

@@ -1,17 +1,32 @@
 """DeepSpeed: its configuration, and its sharded optimizer states to and from checkpoints that know no workers.
 
 DeepSpeed keeps its own checkpoints as one pickle per worker. These functions gather each parameter's optimizer state
-whole instead, and give it back, so that any number of workers may continue a checkpoint, under DDP, ZeRO-1 or ZeRO-2.
+whole instead, and give it back, so that any number of workers may continue a checkpoint, under DDP or any ZeRO stage.
 In bf16 DeepSpeed also has fp32 master weights, which are kept beside it for DeepSpeed to continue from.
+
+ZeRO-1 and 2 shard what LoRA adds, which is little. ZeRO-3 also shards the frozen base, and gathers it layer by layer in each
+pass: for a base that does not fit on one device.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from raystyle import storage
 from raystyle.errors import ConfigError
 
-STAGES = {"zero1": 1, "zero2": 2}
+_CPU = {"device": "cpu", "pin_memory": True}
+# DeepSpeed's `zero_optimization` of each preset. Offloading keeps Adam's states, and under ZeRO-3 the base too, in the CPU's
+# memory; the optimizer stays torch's, for its states are what checkpoints hold.
+PRESETS: dict[str, dict[str, Any]] = {
+    "zero1": {"stage": 1},
+    "zero2": {"stage": 2},
+    "zero3": {"stage": 3},
+    "zero2_offload": {"stage": 2, "offload_optimizer": _CPU},
+    "zero3_offload": {"stage": 3, "offload_optimizer": _CPU, "offload_param": _CPU},
+}
+_STAGE_3 = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
 # Beside Adam's moments: the fp32 weights that DeepSpeed updates while the model itself holds bf16 copies.
 MASTER = "fp32"
 
@@ -19,33 +34,61 @@ MASTER = "fp32"
 def deepspeed_config(deepspeed: str | None) -> dict[str, Any] | None:
     """DeepSpeed's configuration for a preset's name or a JSON file; Hugging Face fills in what is `auto`.
 
-    Raises `ConfigError` for a file that is not there, and for stage 3: it gathers the whole frozen base in every pass
-    to save memory that LoRA does not use.
+    Raises `ConfigError` for a file that is not there, or that brings its own optimizer.
     """
     if deepspeed is None:
         return None
-    if deepspeed in STAGES:
+    if deepspeed in PRESETS:
+        zero = PRESETS[deepspeed] | {"overlap_comm": False, "contiguous_gradients": True}
+        if zero["stage"] == 3:
+            zero |= dict.fromkeys(_STAGE_3, "auto")
         return {
-            "zero_optimization": {"stage": STAGES[deepspeed], "overlap_comm": False, "contiguous_gradients": True},
+            "zero_optimization": zero,
             "bf16": {"enabled": "auto"},
             "gradient_clipping": "auto",
             "train_micro_batch_size_per_gpu": "auto",
             "gradient_accumulation_steps": "auto",
             "train_batch_size": "auto",
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
         }
     if not os.path.isfile(deepspeed):
-        raise ConfigError(f"`deepspeed` is `{deepspeed}`\nhint: use {' or '.join(STAGES)}, or a JSON file that exists")
+        raise ConfigError(f"`deepspeed` is `{deepspeed}`\nhint: use {', '.join(PRESETS)}, or a JSON file that exists")
     loaded: dict[str, Any] = storage.read_json(deepspeed)
-    stage = loaded.get("zero_optimization", {}).get("stage", 0)
-    if stage == 3:
-        raise ConfigError(f"`deepspeed` file `{deepspeed}` asks for ZeRO-3, which is not supported\nhint: use `zero2`")
     if own := {"optimizer", "scheduler"} & set(loaded):
         raise ConfigError(
             f"`deepspeed` file `{deepspeed}` sets its own {' and '.join(sorted(own))}, which checkpoints cannot continue\n"
             "hint: leave them out; `learning_rate`, `lr_scheduler_type` and the like are flags"
         )
-    return loaded
+    return loaded | {"zero_force_ds_cpu_optimizer": False}
+
+
+def join() -> None:
+    """Let DeepSpeed know the workers' process group now: ZeRO-3 shards a model while it is loaded."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        from deepspeed import comm
+
+        comm.init_distributed(torch.distributed.get_backend(), verbose=False)
+
+
+def is_base_sharded(model: Any) -> bool:
+    """Whether ZeRO-3 has the model in shards: then no worker can run it alone, token by token."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+@contextmanager
+def whole_adapter(model: Any) -> Iterator[None]:
+    """All of what is trained on every worker while the block lasts, where ZeRO-3 has it in shards. All must enter it."""
+    shards = [parameter for parameter in model.parameters() if parameter.requires_grad and hasattr(parameter, "ds_id")]
+    if not shards:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(shards):
+        yield
 
 
 def gather_optimizer(model: Any, optimizer: Any) -> dict[str, Any]:
@@ -71,25 +114,54 @@ def scatter_optimizer(tensors: dict[str, Any], model: Any, optimizer: Any) -> No
     laid out as the first step would, and linked to the parameters by the function that the first step calls.
     """
     import torch
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     [done] = {int(value) for name, value in tensors.items() if name.endswith("|step")}
     zero, inner = _unwrapped(optimizer)
-    for flat in zero.single_partition_of_fp32_groups:
+    for flat in getattr(zero, _FLAT_3 if _is_stage_3(zero) else _FLAT):
         moments = {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
         inner.state[flat] = {"step": torch.tensor(float(done)), **moments}
-    zero._lazy_init_hp_params_optimizer_state()
+    if not _is_stage_3(zero):
+        zero._lazy_init_hp_params_optimizer_state()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             for key in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameter, tensors[f"{name}|{key}"].to(parameter.device), key)
-            master = tensors.get(f"{name}|{MASTER}", parameter.detach().float())
-            safe_set_full_fp32_param(parameter, master.to(parameter.device))
+                _set(parameter, tensors[f"{name}|{key}"], key)
+            if (master := tensors.get(f"{name}|{MASTER}")) is not None or not _is_stage_3(zero):
+                _set(parameter, parameter.detach().float() if master is None else master, None)
+
+
+def _set(parameter: Any, value: Any, key: str | None) -> None:
+    """Write a worker's shard of an optimizer state (`key` None: of the fp32 weight), given the whole of it."""
+    from deepspeed import comm, utils
+    from torch.nn.functional import pad
+
+    value = value.to(parameter.device)
+    if not hasattr(parameter, "ds_id"):
+        if key is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, key)
+        return
+    # ZeRO-3's own setter of whole values fails where the workers' number does not divide them: the last shard is padded.
+    size, rank, count = parameter.partition_numel(), comm.get_rank(), comm.get_world_size()
+    shard = pad(value.flatten(), (0, size * count - value.numel())).narrow(0, size * rank, size)
+    if key is None:
+        utils.safe_set_local_fp32_param(parameter, shard)
+    else:
+        utils.safe_set_local_optimizer_state(parameter, shard, key)
+
+
+# Where DeepSpeed's ZeRO optimizers keep a worker's share of the fp32 weights.
+_FLAT, _FLAT_3 = "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"
+
+
+def _is_stage_3(zero: Any) -> bool:
+    return hasattr(zero, _FLAT_3)
 
 
 def _unwrapped(optimizer: Any) -> tuple[Any, Any]:
     """DeepSpeed's ZeRO optimizer inside accelerate's wrapper, and the torch optimizer inside that."""
     zero = optimizer
-    while not hasattr(zero, "single_partition_of_fp32_groups"):
+    while not (hasattr(zero, _FLAT) or hasattr(zero, _FLAT_3)):
         zero = zero.optimizer
     return zero, zero.optimizer

@@ -21,17 +21,17 @@ from raystyle.training import metrics, report
 Train = Callable[[TrainConfig], Any]
 
 
-def trials(config: SweepConfig, prepared_dir: str) -> list[TrainConfig]:
-    """The runs of a sweep, on rows that are prepared. Raises `ConfigError` for a batch that the workers cannot share."""
+def trials(config: SweepConfig, dataset_path: tuple[str, ...]) -> list[TrainConfig]:
+    """The runs of a sweep, all on the same rows. Raises `ConfigError` for a batch that the workers cannot share."""
     base = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     if "eval_style" not in config.given:
         base["eval_style"] = "off"  # of each checkpoint of each trial it would cost more than the training
-    smallest = config.per_device_train_batch_size * config.num_workers
+    smallest = config.per_device_train_batch_size * config.max_workers
     found = []
     for batch in config.global_batch_sizes or (config.global_batch_size,):
         if batch % smallest:
             raise ConfigError(
-                f"`global_batch_sizes` names {batch} rows, and {config.num_workers} workers take {smallest} at a time\n"
+                f"`global_batch_sizes` names {batch} rows, and {config.max_workers} workers take {smallest} at a time\n"
                 "hint: use multiples of that, or another `per_device_train_batch_size`"
             )
         for rate in config.learning_rates:
@@ -39,7 +39,7 @@ def trials(config: SweepConfig, prepared_dir: str) -> list[TrainConfig]:
             changed = {
                 "learning_rate": rate,
                 "gradient_accumulation_steps": batch // smallest,
-                "dataset_path": (prepared_dir,),
+                "dataset_path": dataset_path,
                 "output_dir": storage.join(config.output_dir, "trials", name),
             }
             found.append(TrainConfig(**base | changed))

@@ -11,9 +11,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
-import ray.train
 import torch
 import transformers
 
@@ -31,7 +31,7 @@ PROOF_BLOCKS, PROOF_ROWS, PROOF_TOKENS_PER_BLOCK = 4, 4, 256
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What the driver gives every worker, in plain values: Ray carries it as a dict."""
+    """What every worker is given, in plain values: Ray carries it as a dict."""
 
     config: dict[str, Any]
     prepared_dir: str
@@ -47,15 +47,30 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Worker:
+    """One worker among all, under Ray Train or without it.
+
+    `hand_over(step, directory)` is called by every worker at each checkpoint; rank 0's directory holds it, others have
+    None. It returns when the checkpoint is in the run's storage.
+    """
+
+    rank: int
+    num_workers: int
+    hand_over: Callable[[int, str | None], None]
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """What the trainer's own parts need to know of the run."""
 
     config: TrainConfig
     task: Task
+    worker: Worker
     order: Order
     tokenizer: Any
     implementation: str
     callbacks: tuple[Any, ...]
+    step: dict[str, Any] = dataclasses.field(default_factory=dict)  # how a step computes, for metrics.jsonl
 
 
 class PackedTrainer(transformers.Trainer):
@@ -180,7 +195,9 @@ class PackedTrainer(transformers.Trainer):
         if not self.is_head_plain:
             return summed_cross_entropy(output.logits[0], lambda logits: logits, labels_T, output.logits.shape[-1])
         with self.accelerator.autocast():
-            return summed_cross_entropy(hidden_TD, self.head, labels_T, self.head.out_features)
+            return summed_cross_entropy(
+                hidden_TD, self.head, labels_T, self.head.out_features, self.run.step.get("has_liger", False)
+            )
 
     def _keep_hidden(self, decoder: Any, inputs: Any, output: Any) -> None:
         self.hidden_TD = output[0][0]
@@ -188,7 +205,7 @@ class PackedTrainer(transformers.Trainer):
     @torch.no_grad()
     def check_head(self) -> bool:
         """Whether logits are the output embeddings of the last hidden state; some models scale or cap them after."""
-        ids_T = torch.arange(min(16, self.head.weight.shape[0]), device=self.head.weight.device)
+        ids_T = torch.arange(min(16, self.head.out_features), device=self.args.device)
         was_training = self.model.training
         logits_TV = self.model.eval()(input_ids=ids_T[None], use_cache=False).logits[0]
         ours_TV = self.head(self.hidden_TD)
@@ -242,29 +259,25 @@ class PackedTrainer(transformers.Trainer):
             self.reading.start()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Replaces the Trainer's pickles: a checkpoint of `checkpoints.py`, through Ray Train to the run's storage."""
+        """Replaces the Trainer's pickles: a checkpoint of `checkpoints.py`, handed over to the run's storage."""
         step = self.state.global_step
         self.measure_heldout()
         collect = sharding.gather_optimizer if self.is_deepspeed_enabled else checkpoints.collect_optimizer
         optimizer_tensors = collect(self.model, self.optimizer)
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and not sharding.is_base_sharded(self.model):
             self.write_sample(f"step-{step:08d}")
-            with tempfile.TemporaryDirectory(prefix="raystyle-checkpoint-") as directory:
-                checkpoints.save(directory, step, self.model, optimizer_tensors, self.state, self.about())
-                ray.train.report(
-                    {"step": step},
-                    checkpoint=ray.train.Checkpoint.from_directory(directory),
-                    checkpoint_dir_name=checkpoints.name_of(step),
-                    validation=self.run.task.is_validated,
-                )
+        with tempfile.TemporaryDirectory(prefix="raystyle-checkpoint-") as directory:
+            with sharding.whole_adapter(self.model):
+                if self.is_world_process_zero():
+                    checkpoints.save(directory, step, self.model, optimizer_tensors, self.state, self.about())
+            self.run.worker.hand_over(step, directory if self.is_world_process_zero() else None)
+        if self.is_world_process_zero():
             if self.run.config.save_total_limit:
                 checkpoints.prune(
                     storage.join(self.run.config.output_dir, "checkpoints"), self.run.config.save_total_limit
                 )
             self.read_evaluations()
             self.write_metrics()
-        else:
-            ray.train.report({"step": step})
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Loads optimizer and schedule from a checkpoint of `checkpoints.py`, where the Trainer would read pickles.
@@ -279,7 +292,12 @@ class PackedTrainer(transformers.Trainer):
             restore = sharding.scatter_optimizer if self.is_deepspeed_enabled else checkpoints.restore_optimizer
             restore(tensors, self.model, self.optimizer)
             checkpoints.restore_schedule(self.state.global_step, self.lr_scheduler, self.optimizer)
-            self.record({"continued_from_step": self.state.global_step})
+            self.record(
+                {"continued_from_step": self.state.global_step, "num_workers": self.run.worker.num_workers}
+                | self.run.step
+            )
+        else:
+            self.record({"num_workers": self.run.worker.num_workers} | self.run.step)
         self.is_head_plain = self.check_head()
         self.prove(self.train_dataset.rows)
         if resume_from_checkpoint is None:
@@ -353,9 +371,10 @@ class PackedTrainer(transformers.Trainer):
 
     def finish(self) -> None:
         """Write the adapter, re-opened and checked, to the run's `adapter/`; its `raystyle_adapter.json` comes last."""
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and not sharding.is_base_sharded(self.model):
             self.explain_plateau()
-            with tempfile.TemporaryDirectory(prefix="raystyle-adapter-") as directory:
+        with tempfile.TemporaryDirectory(prefix="raystyle-adapter-") as directory, sharding.whole_adapter(self.model):
+            if self.is_world_process_zero():
                 lora.save(self.model, directory, self.about())
                 adapters.verify(directory, self.run.task.layer_counts)
                 storage.upload(directory, storage.join(self.run.config.output_dir, "adapter"))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from raystyle import flags, pipeline
 from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, RunError, TrainingError
-from raystyle.training import checkpoints
+from raystyle.training import checkpoints, loop, metrics
 
 pytestmark = pytest.mark.e2e
 
@@ -122,9 +122,13 @@ def test_another_run_s_directory_is_refused_naming_what_differs(undisturbed, tin
 
 
 def test_two_workers_and_other_micro_batches_train_the_same_adapter(undisturbed, tiny_model, tiny_prepared, tmp_path):
-    """1 x 4 accumulation = 2 workers x 2: same losses and, dropout being seeded by place, the same weights."""
+    """1 x 4 accumulation = 2 workers x 2: same losses and, dropout being seeded by place, the same weights.
+
+    The range takes the two of four workers that there is room for, and keeps the global batch.
+    """
     reference, reference_output = undisturbed
-    shared = run(tiny_model, tiny_prepared, tmp_path / "r", num_workers=2, gradient_accumulation_steps=2)
+    shared = run(tiny_model, tiny_prepared, tmp_path / "r", num_workers="1..4", gradient_accumulation_steps=1)
+    assert shared.values("num_workers") == [2]
     assert losses(shared) == pytest.approx(losses(reference), abs=1e-5)
     assert distance(adapter(tmp_path / "r"), adapter(reference_output)) < 1e-5
 
@@ -142,6 +146,38 @@ def test_accumulation_in_one_pass_gives_the_same_losses(ray_local, tiny_model, t
         **values,
     )
     assert losses(four) == pytest.approx(losses(ones), abs=1e-5)
+
+
+def test_without_ray_the_numbers_are_the_same(undisturbed, tiny_model, tiny_prepared, tmp_path):
+    """The worker loop by itself, to the last bit."""
+    reference, reference_output = undisturbed
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert loop.main(words(tiny_model, tiny_prepared, tmp_path / "r")) == 0
+    finally:
+        torch.set_num_threads(threads)
+    found = [entry["loss"] for entry in metrics.read(str(tmp_path / "r")) if "loss" in entry]
+    assert found == losses(reference)
+    assert distance(adapter(tmp_path / "r"), adapter(reference_output)) == 0
+    assert (tmp_path / "r" / "report.html").exists()
+    assert run(tiny_model, tiny_prepared, tmp_path / "r").unchanged
+
+
+def test_torchrun_continues_with_two_workers_what_ray_began(undisturbed, tiny_model, tiny_prepared, tmp_path):
+    reference, reference_output = undisturbed
+    output = tmp_path / "r"
+    shutil.copytree(reference_output, output)
+    shutil.rmtree(output / "adapter")
+    shutil.rmtree(output / "checkpoints" / "step-00000120")
+    launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "raystyle.training.loop", *words(tiny_model, tiny_prepared, output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = metrics.read(str(output))
+    assert any(entry.get("continued_from_step") == 90 for entry in told)
+    assert [entry["loss"] for entry in told if "loss" in entry] == pytest.approx(losses(reference), abs=1e-5)
+    assert distance(adapter(output), adapter(reference_output)) < 1e-5
 
 
 def test_a_killed_worker_changes_nothing(undisturbed, tiny_model, tiny_prepared, tmp_path):
@@ -287,6 +323,53 @@ def test_a_mixture_of_experts_trains_continues_and_is_merged(ray_local, tiny_pre
     tuned = models.load_adapter(models.load_base(str(model), dtype=torch.float32), str(output / "adapter"))
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, tuned(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+# Several runs in the same two workers, for most of a short run is imports. Arguments: a JSON list of [name, flags], each a
+# run in a folder of that name; `OTHER>NAME` begins with OTHER's checkpoint of step 3.
+STRATEGIES = """
+import json, os, shutil, sys
+from pathlib import Path
+import torch
+from accelerate.state import AcceleratorState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from raystyle.training import loop
+
+for name, words in json.loads(sys.argv[1]):
+    if ">" in name and os.environ["RANK"] == "0":
+        shutil.copytree(name.split(">")[0], name)
+        shutil.rmtree(f"{name}/adapter")
+        shutil.rmtree(f"{name}/checkpoints/step-00000006")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    AcceleratorState._reset_state()
+    unset_hf_deepspeed_config()
+    code = loop.main([*words, "--output_dir", str(Path(name).absolute())])
+    if code:
+        sys.exit(code)
+"""
+
+
+def test_every_way_to_share_the_work_gives_the_same_and_continues_the_others(tiny_model, tiny_prepared, tmp_path):
+    """DDP and ZeRO-1, 2 and 3, with and without offloading, on two workers; ZeRO-3's shards are uneven here."""
+    values = {"max_steps": 6, "save_steps": 3, "gradient_accumulation_steps": 4, "lora_r": 3, "lora_alpha": 6}
+    shared = words(tiny_model, tiny_prepared, tmp_path, **values)
+    shared = shared[: (place := shared.index("--output_dir"))] + shared[place + 2 :]
+    ways = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+    runs = [("ddp", shared), *((f"by {way}", [*shared, "--deepspeed", way]) for way in ways)]
+    runs += [("ddp>zero3", [*shared, "--deepspeed", "zero3"]), ("by zero3>ddp", shared)]
+    (tmp_path / "strategies.py").write_text(STRATEGIES)
+    launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2", "strategies.py"]
+    done = subprocess.run([*launcher, json.dumps(runs)], capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-5000:]
+    expected = [entry["loss"] for entry in metrics.read(str(tmp_path / "ddp")) if "loss" in entry]
+    assert len(expected) == 6
+    for name, _ in runs[1:]:
+        told = metrics.read(str(tmp_path / name))
+        assert [entry["loss"] for entry in told if "loss" in entry] == pytest.approx(expected, abs=1e-5), name
+        assert [entry.get("continued_from_step") for entry in told].count(3) == (">" in name)
+        assert distance(adapter(tmp_path / name), adapter(tmp_path / "ddp")) < 1e-5, name
 
 
 def test_a_worker_s_own_error_ends_the_run_with_its_reason(ray_local, tiny_model, tiny_prepared, tmp_path):

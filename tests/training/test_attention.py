@@ -130,8 +130,9 @@ def test_a_leak_too_small_for_the_tolerance_is_caught_by_the_second_check(model,
         attention.prove_isolation(Whisper(model, 1e-6), ids_T, LENGTHS, attention.PACKED_SDPA)
 
 
-def test_flash_attention_gets_cumulative_lengths():
-    arguments = attention.boundaries(LENGTHS, "flash_attention_2")
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3", attention.VARLEN])
+def test_flash_kernels_get_cumulative_lengths(implementation):
+    arguments = attention.boundaries(LENGTHS, implementation)
     assert arguments["cu_seq_lens_q"].tolist() == [0, 5, 6, 15, 18]
     assert arguments["cu_seq_lens_q"].dtype == torch.int32
     assert arguments["max_length_k"] == 9

@@ -37,11 +37,14 @@ def test_a_run_that_continues_from_an_earlier_step_says_so(tmp_path, monkeypatch
     run, said = str(tmp_path), []
     first = [{"step": step, "loss": 5.0} for step in range(1, 61)]
     lost = [{"step": step, "loss": 5.0} for step in range(61, 90)]
-    again = [{"step": 60, "continued_from_step": 60}, {"step": 60, "isolation_logit_difference": 1e-6}]
+    again = [
+        {"step": 60, "continued_from_step": 60, "num_workers": 2},
+        {"step": 60, "isolation_logit_difference": 1e-6},
+    ]
     metrics.write(run, first + lost)
     monkeypatch.setattr(follow, "_say", said.append)
     monkeypatch.setattr(follow, "POLL_INTERVAL_S", 60.0)
     with follow.followed(run, 120):
         metrics.write(run, first + again)
-    assert said[0] == "continued from the checkpoint of step 60"
+    assert said[0] == "continued from the checkpoint of step 60, by 2 workers"
     assert said[1].startswith("isolation of documents proved") and len(said) == 2

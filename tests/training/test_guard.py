@@ -22,7 +22,7 @@ def trainer_for(model_path, prepared, output, tokenizer=None, **values):
     """The trainer on real rows, without Ray: no checkpoint is asked for."""
     from transformers import AutoModelForCausalLM, TrainingArguments
 
-    from raystyle.training.trainer import PackedTrainer, Run, Task
+    from raystyle.training.trainer import PackedTrainer, Run, Task, Worker
 
     attention.register()
     needed = {"model_name_or_path": str(model_path), "dataset_path": [str(prepared)], "output_dir": str(output)}
@@ -34,7 +34,7 @@ def trainer_for(model_path, prepared, output, tokenizer=None, **values):
     manifest = storage.read_json(storage.join(str(prepared), "manifest.json"))
     manifest["counts"]["heldout"] = 0
     rows = Rows(str(prepared), manifest)
-    order = Order(len(rows), 2, 2, 0, 1, STEPS, 42)
+    order = Order(len(rows), 4, 2, 0, 1, STEPS, 42)
     task = Task({}, str(prepared), manifest, STEPS, 0, [], {}, False, model_flops=(2e6, 3e3))
     base = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation=attention.PACKED_SDPA)
     arguments = TrainingArguments(
@@ -47,7 +47,7 @@ def trainer_for(model_path, prepared, output, tokenizer=None, **values):
         args=arguments,
         train_dataset=Placed(rows),
         data_collator=lambda batch: flat_batch(batch, config.isolation, attention.PACKED_SDPA),
-        run=Run(config, task, order, tokenizer, attention.PACKED_SDPA, ()),
+        run=Run(config, task, Worker(0, 1, lambda step, directory: None), order, tokenizer, attention.PACKED_SDPA, ()),
     )
 
 
@@ -164,7 +164,7 @@ def test_the_worst_micro_batches():
 
 def test_the_rows_of_a_place_are_the_order_s_own():
     for workers in (1, 2):
-        orders = [Order(21, 2, 4 // workers, rank, workers, 7, 3) for rank in range(workers)]
+        orders = [Order(21, 4, 2, rank, workers, 7, 3) for rank in range(workers)]
         for order in orders:
             for batch in order:
                 real = [row for _, row in batch if row >= 0]

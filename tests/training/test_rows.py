@@ -9,29 +9,39 @@ from raystyle.errors import DataError
 from raystyle.training.loss import IGNORE
 from raystyle.training.rows import Order, Row, Rows, block_lengths, epoch_order, flat_batch
 
-shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+# Rows of a micro-batch, micro-batches of a step, workers: any number of them.
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 8), st.integers(1, 6))
 
 
-def orders(num_rows, batch, accumulation, workers, steps=5, seed=1):
-    return [Order(num_rows, batch, accumulation, rank, workers, steps, seed) for rank in range(workers)]
+def orders(num_rows, batch, micro_batches, workers, steps=5, seed=1):
+    return [Order(num_rows, batch * micro_batches, batch, rank, workers, steps, seed) for rank in range(workers)]
 
 
 @given(num_rows=st.integers(1, 60), shape=shapes, seed=st.integers(0, 9))
-def test_a_step_takes_the_same_rows_however_they_are_shared(num_rows, shape, seed):
-    batch, accumulation, workers = shape
-    whole = Order(num_rows, batch * accumulation * workers, 1, 0, 1, 5, seed)
-    expected = list(whole)
-    shared = [list(order) for order in orders(num_rows, batch, accumulation, workers, seed=seed)]
+def test_a_step_takes_the_same_micro_batches_however_they_are_shared(num_rows, shape, seed):
+    batch, micro_batches, workers = shape
+    [alone] = orders(num_rows, batch, micro_batches, 1, seed=seed)
+    shared = orders(num_rows, batch, micro_batches, workers, seed=seed)
+    taken = [list(order) for order in shared]
+    assert [len(order) for order in shared] == [len(micros) for micros in taken]
+
+    def rows_of(micros):
+        """What is not empty, with its places: what seeds dropout, and what is trained on."""
+        return sorted(micro for micro in micros if any(row >= 0 for _, row in micro))
+
+    expected = list(alone)
     for step in range(5):
-        micros = [micro for worker in shared for micro in worker[step * accumulation : (step + 1) * accumulation]]
-        assert sorted(pair for micro in micros for pair in micro) == expected[step]
+        each = shared[0].accumulation
+        micros = [micro for worker in taken for micro in worker[step * each : (step + 1) * each]]
+        assert rows_of(micros) == rows_of(expected[step * micro_batches : (step + 1) * micro_batches])
+        assert len(micros) < micro_batches + workers  # no worker does a pass for nothing
 
 
 @given(num_rows=st.integers(1, 60), shape=shapes)
 def test_an_epoch_takes_each_row_once(num_rows, shape):
-    batch, accumulation, workers = shape
-    steps = -(-num_rows // (batch * accumulation * workers))
-    taken = [row for order in orders(num_rows, batch, accumulation, workers, steps) for m in order for _, row in m]
+    batch, micro_batches, workers = shape
+    steps = -(-num_rows // (batch * micro_batches))
+    taken = [row for order in orders(num_rows, batch, micro_batches, workers, steps) for m in order for _, row in m]
     assert sorted(row for row in taken if row >= 0) == list(range(num_rows))
 
 

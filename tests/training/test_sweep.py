@@ -17,7 +17,7 @@ def config(*words):
 
 
 def test_each_rate_is_a_run_of_its_own_on_the_same_rows():
-    runs = sweep.trials(config("--lora_r", "8", "--lora_alpha", "16", "--adam_beta2", "0.95"), "/prepared")
+    runs = sweep.trials(config("--lora_r", "8", "--lora_alpha", "16", "--adam_beta2", "0.95"), ("/prepared",))
     assert [run.learning_rate for run in runs] == [5e-5, 1e-4, 2e-4]
     assert [run.output_dir for run in runs] == [f"/o/trials/lr-{rate}" for rate in ("5e-05", "0.0001", "0.0002")]
     assert {(run.lora_r, run.dataset_path, run.eval_style, type(run)) for run in runs} == {
@@ -25,18 +25,18 @@ def test_each_rate_is_a_run_of_its_own_on_the_same_rows():
     }
     assert runs[0].training_args == {"adam_beta2": 0.95}
     assert flags.from_dict(TrainConfig, flags.to_dict(runs[0])) == runs[0]
-    assert sweep.trials(config("--eval_style", "light"), "/p")[0].eval_style == "light"
+    assert sweep.trials(config("--eval_style", "light"), ("/p",))[0].eval_style == "light"
 
 
 def test_batches_are_tried_with_every_rate_by_accumulation():
     words = ["--learning_rates", "1e-4", "2e-4", "--global_batch_sizes", "32", "128", "--num_workers", "2"]
-    runs = sweep.trials(config(*words), "/p")
+    runs = sweep.trials(config(*words), ("/p",))
     assert [(run.learning_rate, run.global_batch_size, run.gradient_accumulation_steps) for run in runs] == [
         (1e-4, 32, 2), (2e-4, 32, 2), (1e-4, 128, 8), (2e-4, 128, 8)
     ]  # fmt: skip
     assert runs[0].output_dir == "/o/trials/lr-0.0001-batch-32"
     with pytest.raises(ConfigError, match="names 24 rows, and 2 workers take 16 at a time\nhint"):
-        sweep.trials(config(*words, "--global_batch_sizes", "24"), "/p")
+        sweep.trials(config(*words, "--global_batch_sizes", "24"), ("/p",))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def finished(run, losses):
 
 def test_the_best_held_out_loss_comes_first_and_failures_last(tmp_path):
     settings = config("--output_dir", str(tmp_path))
-    runs = sweep.trials(settings, "/p")
+    runs = sweep.trials(settings, ("/p",))
     finished(runs[0], [2.9] * 40)
     finished(runs[1], [3 - 0.02 * step for step in range(40)])
     finished(runs[2], [3.0] * 3)

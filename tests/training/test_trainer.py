@@ -30,13 +30,21 @@ def trainer_for(model, tmp_path, name="m"):
     from raystyle.config import TrainConfig
     from raystyle.training import lora
     from raystyle.training.rows import Order
-    from raystyle.training.trainer import PackedTrainer, Run, Task
+    from raystyle.training.trainer import PackedTrainer, Run, Task, Worker
 
     needed = {"model_name_or_path": name, "dataset_path": ["/d"], "output_dir": str(tmp_path)}
     config = flags.from_dict(TrainConfig, needed | {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0})
     manifest = {"counts": {}, "digest": "d", "tokenizer": {"digest": "t"}}
     task = Task({}, "", manifest, 1, 0, [1], {}, False)
-    run = Run(config, task, Order(1, 1, 1, 0, 1, 1, 0), None, attention.PACKED_SDPA, ())
+    run = Run(
+        config,
+        task,
+        Worker(0, 1, lambda step, directory: None),
+        Order(1, 1, 1, 0, 1, 1, 0),
+        None,
+        attention.PACKED_SDPA,
+        (),
+    )
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True)
     return PackedTrainer(model=lora.attach(model, config), args=arguments, train_dataset=[0], run=run)
 
