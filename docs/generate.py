@@ -19,6 +19,7 @@ COMMANDS = [
     config.PrepareConfig,
     config.RulesConfig,
     config.TrainConfig,
+    config.SweepConfig,
     config.SampleConfig,
     config.EvaluateConfig,
     config.AttributeConfig,
@@ -34,7 +35,11 @@ def reference() -> str:
         parts.append(f"## raystyle {flags.verb(command)}\n\n{' '.join((command.__doc__ or '').split())}\n")
         if command is config.TrainConfig:
             parts.append("`raystyle plan` takes the same flags and trains nothing.\n")
-        rows = [(f"`--{f.name}`", _default(f), f.metadata["help"]) for f in flags.fields(command).values()]
+        own = flags.fields(command).values()
+        if command is config.SweepConfig:
+            parts.append("And every flag of `raystyle train`.\n")
+            own = [f for f in own if f.name not in flags.fields(config.TrainConfig)]
+        rows = [(f"`--{f.name}`", _default(f), f.metadata["help"]) for f in own]
         parts.append(_table(("flag", "default", "meaning"), rows))
     owned = [(f"`{name}`", reason) for name, reason in sorted(training_arguments.OWNED.items())]
     parts.append(
@@ -102,7 +107,7 @@ def _example(rule: Rule) -> str:
 def _default(field: "dataclasses.Field") -> str:
     if field.default is dataclasses.MISSING:
         return "required"
-    value = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+    value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     return "" if value in (None, "") else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

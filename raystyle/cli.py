@@ -5,6 +5,7 @@
     raystyle rules --try_path FILE      the cleaning rules: list, explain, check, try
     raystyle plan --config …            what a training run would do, before it does it
     raystyle train --config …           rows -> LoRA adapter
+    raystyle sweep --config …           several learning rates, judged by held-out loss
     raystyle sample --prompt …          base and adapter, side by side
     raystyle evaluate --lora_path …     what adapters learned, copied and lost, and which to take
     raystyle attribute --text_path …    which of several authors a text is nearest to; needs no model
@@ -38,9 +39,10 @@ from raystyle.config import (
     RulesConfig,
     SampleConfig,
     ServeConfig,
+    SweepConfig,
     TrainConfig,
 )
-from raystyle.errors import ConfigError, RaystyleError
+from raystyle.errors import ConfigError, RaystyleError, TrainingError
 from raystyle.flags import parse
 
 
@@ -198,6 +200,19 @@ def run_train(config: TrainConfig) -> None:
     say(f"next     raystyle sample --model_name_or_path {config.model_name_or_path} --lora_path {config.output_dir}")
 
 
+def run_sweep(config: SweepConfig) -> None:
+    from raystyle import pipeline
+    from raystyle.training.sweep import described
+
+    with ray_session(config):
+        records = pipeline.sweep(config, say)
+    best = records[0]
+    if best["heldout_loss"] is None:
+        raise TrainingError(f"every trial failed, the first with: {best['failed']}\nhint: try lower `learning_rates`")
+    say(f"best     {described(best)}")
+    say(f"adapter  {best['output_dir']}/adapter\nreport   {config.output_dir}/report.html")
+
+
 def run_sample(config: SampleConfig) -> None:
     hide_loading_bars()
     import dataclasses
@@ -284,6 +299,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "rules": (RulesConfig, run_rules),
     "plan": (PlanConfig, run_plan),
     "train": (TrainConfig, run_train),
+    "sweep": (SweepConfig, run_sweep),
     "sample": (SampleConfig, run_sample),
     "evaluate": (EvaluateConfig, run_evaluate),
     "attribute": (AttributeConfig, run_attribute),

@@ -435,6 +435,34 @@ class TrainConfig(CorpusConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig(TrainConfig):
+    """Train with several learning rates, each a run of its own, and compare their held-out loss.
+
+    Takes every flag of `train`; `learning_rate` is replaced by each of `learning_rates`.
+    """
+
+    learning_rates: tuple[float, ...] = option((5e-5, 1e-4, 2e-4), "learning rates to try")
+    global_batch_sizes: tuple[int, ...] = option(
+        (), "rows in one step, each tried with every learning rate; default: one, as the other flags have it"
+    )
+    max_concurrent_trials: int = option(1, "runs at a time; each takes `num_workers` workers")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("learning_rates", "global_batch_sizes"):
+            values = getattr(self, name)
+            require(
+                all(value > 0 for value in values) and len(set(values)) == len(values),
+                f"`{name}` is {' '.join(map(str, values))}\nhint: different numbers above 0",
+            )
+        require(bool(self.learning_rates), "`learning_rates` is empty\nhint: name at least one, such as 1e-4")
+        require(
+            self.max_concurrent_trials >= 1,
+            f"`max_concurrent_trials` is {self.max_concurrent_trials}\nhint: use 1 or more",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig(TrainConfig):
     """Say what a training run would do, before it does it; takes what `train` takes."""
 

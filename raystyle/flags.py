@@ -145,7 +145,7 @@ def _group_of(config_class: Any, name: str) -> str:
 def _default_note(field: "dataclasses.Field[Any]") -> str:
     if field.default is dataclasses.MISSING:
         return " (required)"
-    value = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+    value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     return "" if value is None or value is False else f" (default: {str(value).lower() if value is True else value})"
 
 

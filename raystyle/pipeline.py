@@ -17,9 +17,10 @@ from raystyle.config import (
     PrepareConfig,
     RulesConfig,
     SampleConfig,
+    SweepConfig,
     TrainConfig,
 )
-from raystyle.errors import RunError
+from raystyle.errors import ConfigError, RunError
 from raystyle.training import plan as planning
 from raystyle.training import preflight as checks
 
@@ -109,12 +110,37 @@ def train(config: TrainConfig, say: Say) -> Any:
     )
     if not result.unchanged or not storage.exists(storage.join(config.output_dir, "report.html")):
         report.write(config.output_dir, dataclasses.asdict(checked.plan), result.metrics)
+        for line in report.said(dataclasses.asdict(checked.plan), result.metrics):
+            say(line)
     if begin:
         evaluation.conclude(config, begin, not result.unchanged, say)
         result = dataclasses.replace(result, metrics=fit.read_metrics(config.output_dir))
     if config.select_checkpoint == "last":
         evaluation.select_last(config.output_dir, say)
     return result
+
+
+def sweep(config: SweepConfig, say: Say) -> list[dict[str, Any]]:
+    """Check every trial, prepare once, and train them; see `training.sweep`. The best one comes first."""
+    from raystyle.training import sweep as sweeping
+
+    first = sweeping.trials(config, config.dataset_path)[0]
+    checked = checks.preflight(first, lambda _: _prepare_inside(config))
+    if not checked.manifest["counts"].get("heldout"):
+        raise ConfigError(
+            f"a sweep is judged by held-out loss, and the data in `{checked.prepared_dir}` holds no text out\n"
+            "hint: prepare with `--heldout_fraction 0.05`"
+        )
+    runs = sweeping.trials(config, (checked.prepared_dir,))
+    for run in runs:
+        checked = preflight(run)
+        checks.check_same_run(checked.config, checked.plan)
+    say(planning.describe(checked.plan))
+    return sweeping.run(config, runs, _train_quietly, say)
+
+
+def _train_quietly(config: TrainConfig) -> Any:
+    return train(config, lambda _: None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,13 +21,14 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def as_type(name: str, value: Any, kind: Any, from_text: bool) -> Any:
-    """The value as `kind` (bool, int, float, str, a Literal, or a tuple of text). Raises `ConfigError`."""
+    """The value as `kind` (bool, int, float, str, a Literal, or a tuple of one of these). Raises `ConfigError`."""
     if typing.get_origin(kind) is tuple:
-        if isinstance(value, str) and not from_text:
+        item_kind = typing.get_args(kind)[0]
+        if isinstance(value, item_kind) and not from_text:
             value = [value]
         if not isinstance(value, list | tuple):
             raise wrong(name, value, "a list")
-        return tuple(as_type(name, item, str, from_text) for item in value)
+        return tuple(as_type(name, item, item_kind, from_text) for item in value)
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:

@@ -13,7 +13,7 @@ STAGES = {"corpus", "training", "style", "serving"}
 # What joins stages: it may import them. Everything else at the top is shared, and imports no stage.
 JOINING = {"cli", "pipeline", "evaluation", "demo", "__main__"}
 # The one file of each stage that starts Ray, and what it joins.
-RAY_FILES = {f"training/{name}.py" for name in ("fit", "loop", "validation")} | {
+RAY_FILES = {f"training/{name}.py" for name in ("fit", "loop", "sweep", "validation")} | {
     "cli.py",
     "corpus/prepare.py",
     "doctor/cluster.py",

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from raystyle import storage
 from raystyle.errors import StorageError
-from raystyle.training.rows import Order, Rows, epoch_order
+from raystyle.training.rows import Order, Rows, epoch_rows
 
 HISTORY, LEAST = 32, 16  # logged losses whose median a leap is measured from; with fewer than `LEAST` nothing leaps
 MAX_SKIPPED = 10  # bad steps in a row: then it is no longer the text
@@ -54,7 +54,7 @@ def rows_at(order: Order, place: int) -> list[int]:
     step, offset = divmod(place, order.global_batch)
     epoch, position = divmod(step, order.steps_per_epoch)
     start = position * order.global_batch + offset
-    return [int(row) for row in epoch_order(order.num_rows, order.seed, epoch)[start : start + order.per_device_batch]]
+    return epoch_rows(order.num_rows, order.seed, epoch, start, start + order.per_device_batch)
 
 
 def sources(rows: Rows, numbers: Iterable[int]) -> list[str]:

@@ -33,6 +33,18 @@ def verdict(plan: dict[str, Any], metrics: list[dict[str, Any]]) -> gate.Gate:
     return gate.judge(_losses(metrics), _series(metrics, "heldout_loss"), plan["base_parameters"])
 
 
+def said(plan: dict[str, Any], metrics: list[dict[str, Any]]) -> list[str]:
+    """What the log says of a finished run's loss: the gate's word, and on a plateau the lines that it stands on."""
+    word, sentence = verdict(plan, metrics)
+    lines = [f"loss gate: {word}. {sentence}"]
+    for entry in [entry for entry in metrics if "hardest_lines" in entry][-1:]:
+        for line in entry["hardest_lines"][:3]:
+            lines.append(
+                f"  {line['loss']:.2f} nats a token, {line['times']} times in the corpus: {line['text']} ({', '.join(line['sources'])})"
+            )
+    return lines
+
+
 def sections(
     plan: dict[str, Any], metrics: list[dict[str, Any]], samples: list[dict[str, Any]]
 ) -> list[tuple[str, html.Markup]]:

@@ -371,7 +371,7 @@ class PackedTrainer(transformers.Trainer):
 
     def finish(self) -> None:
         """Write the adapter, re-opened and checked, to the run's `adapter/`; its `raystyle_adapter.json` comes last."""
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and not sharding.is_base_sharded(self.model):
             self.explain_plateau()
         with tempfile.TemporaryDirectory(prefix="raystyle-adapter-") as directory, sharding.whole_adapter(self.model):
             if self.is_world_process_zero():

@@ -100,7 +100,7 @@ def test_a_model_folder_as_output_keeps_its_config(tiny_model, tiny_prepared, tm
 
 
 def test_unknown_commands_and_no_command():
-    assert "one of demo, prepare, rules, plan, train, sample, evaluate, attribute, export" in refused("trian")
+    assert "one of demo, prepare, rules, plan, train, sweep, sample, evaluate, attribute, export" in refused("trian")
     assert raystyle().returncode == 0
 
 
@@ -114,7 +114,9 @@ def test_help_is_quick():
     assert min(times_s) < 1
 
 
-@pytest.mark.parametrize("verb", ["demo", "prepare", "plan", "train", "sample", "evaluate", "attribute", "export"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "prepare", "plan", "train", "sweep", "sample", "evaluate", "attribute", "export"]
+)
 def test_every_command_explains_itself(verb):
     done = raystyle(verb, "--help")
     assert done.returncode == 0
@@ -122,7 +124,7 @@ def test_every_command_explains_itself(verb):
 
 
 def test_jobs_take_what_the_commands_take():
-    for job in ("prepare", "train", "sample", "evaluate", "attribute", "pipeline"):
+    for job in ("prepare", "train", "sweep", "sample", "evaluate", "attribute", "pipeline"):
         done = subprocess.run(
             [sys.executable, ROOT / "jobs" / f"{job}.py", "--nonsense", "1"], capture_output=True, text=True
         )

@@ -10,16 +10,15 @@ from test_guard import trainer_for
 from raystyle import storage, tokens
 from raystyle.training import gate, hardest, metrics, report
 
-NOISE, PROSE = "xq7#kz!", "今日天气阴沉。"
+NOISE, ONCE, PROSE = "xq7#kz!", "Zw@4%vJ", "今日天气阴沉。"
+SPOILED = {4: NOISE, 5: NOISE, 7: ONCE, 9: NOISE}
 
 
 @pytest.fixture
 def prepared(tmp_path, tiny_prepared, tiny_model):
-    """Twelve rows of one document each: a line of prose over and over, and in two of them a line of noise."""
+    """Twelve rows of one document each: a line of prose over and over, in some of them a line of noise, in one another."""
     tokenizer = tokens.load_tokenizer(str(tiny_model))
-    texts = [
-        "\n".join([PROSE] * 6 + ([NOISE] if number in (4, 9) else [PROSE]) + [PROSE] * 6) + "\n" for number in range(12)
-    ]
+    texts = ["\n".join([PROSE] * 6 + [SPOILED.get(number, PROSE)] + [PROSE] * 6) + "\n" for number in range(12)]
     place = tmp_path / "prepared"
     (place / "rows").mkdir(parents=True)
     (place / "documents").mkdir()
@@ -51,13 +50,16 @@ def test_a_plateau_is_explained_by_the_lines_it_stands_on(prepared, tiny_model, 
     trainer.train()
     trainer.explain_plateau()  # a tiny base is no 8B one, and the gate says nothing of its level
     assert not [entry for entry in metrics.read(str(tmp_path / "r")) if "hardest_lines" in entry]
+    monkeypatch.setattr(hardest, "ROWS", 6)  # 0, 2, 4, 7, 9 and 11
     monkeypatch.setattr(gate, "judge", lambda *_: gate.Gate("plateau above 2.0", "it stays"))
     trainer.explain_plateau()
     [entry] = [entry for entry in metrics.read(str(tmp_path / "r")) if "hardest_lines" in entry]
-    first = entry["hardest_lines"][0]
-    assert (first["text"], first["times"], sorted(first["sources"])) == (NOISE, 2, ["novel-4.txt", "novel-9.txt"])
-    assert first["loss"] > entry["hardest_lines"][1]["loss"] + 0.1
-    assert {row["row"] for row in entry["hardest_rows"][:2]} == {4, 9}
+    lines = {line["text"]: line for line in entry["hardest_lines"]}
+    assert list(lines) == [NOISE, PROSE, ONCE]  # what the corpus repeats comes first
+    assert (lines[NOISE]["times"], lines[ONCE]["times"]) == (3, 1)  # in rows that were not measured, too
+    assert lines[NOISE]["sources"] == ["novel-4.txt", "novel-5.txt", "novel-9.txt"]
+    assert min(lines[NOISE]["loss"], lines[ONCE]["loss"]) > lines[PROSE]["loss"] + 0.1
+    assert {row["row"] for row in entry["hardest_rows"][:3]} == {4, 7, 9}
     found = dict(report.sections(PLAN, [*LOSSES, entry], []))
     assert NOISE in found["Where the loss is highest"] and "novel-9.txt" in found["Where the loss is highest"]
     assert "Where the loss is highest" not in dict(report.sections(PLAN, LOSSES, []))

@@ -36,3 +36,12 @@ def test_text_of_the_model_is_text():
 def test_a_run_with_nothing_to_show_has_a_page(metrics, tmp_path):
     report.write(str(tmp_path), PLAN | {"warnings": ["few steps"]}, metrics)
     assert "few steps" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_log_says_the_gate_s_word_and_what_a_plateau_stands_on():
+    line = {"text": "www.example.net", "loss": 7.25, "times": 3, "sources": ["a.txt", "b.txt"]}
+    hardest = {"step": 40, "hardest_lines": [line] * 5, "hardest_rows": []}
+    found = report.said(PLAN, [*METRICS, hardest])
+    assert found[0].startswith("loss gate: falling smoothly. The loss fell from")
+    assert found[1:] == ["  7.25 nats a token, 3 times in the corpus: www.example.net (a.txt, b.txt)"] * 3
+    assert len(report.said(PLAN, METRICS)) == 1
