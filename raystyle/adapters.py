@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +18,25 @@ CONFIG = "adapter_config.json"
 ABOUT = "raystyle_adapter.json"
 
 
-def save(model: "PeftModel", directory: str, about: dict[str, Any]) -> None:
+Change = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
+
+
+def save(model: "PeftModel", directory: str, about: dict[str, Any], change: Change | None = None) -> None:
     """Write a model's adapter to a local directory, with what raystyle knows about it in `raystyle_adapter.json`.
 
-    `about` says where it comes from (base model, data digest, step). Embeddings are left out: they are not trained.
+    `about` says where it comes from (base model, data digest, step). Embeddings are left out unless they are trained.
+    `change` makes other tensors, by name, and another PEFT config of the model's own.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     os.makedirs(directory, exist_ok=True)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
+    if change:
+        state, config = change(state, config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, os.path.join(directory, WEIGHTS), metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     with open(os.path.join(directory, CONFIG), "w", encoding="utf-8") as file:
         json.dump(plain, file, ensure_ascii=False, indent=1, sort_keys=True, default=_enum_value)

@@ -217,11 +217,28 @@ class TrainConfig(CorpusConfig):
     trust_remote_code: bool = option(False, "run Python code that comes with the model or tokenizer")
     max_seq_length: int | None = option(None, "token ids in a row; default: the prepared rows' (4096 for raw text)")
 
+    lora_path: str | None = option(
+        None, "an adapter, run or checkpoint to continue from: rank, alpha and targets are its own", path=True
+    )
     lora_r: int = option(128, "LoRA rank")
     lora_alpha: int = option(256, "LoRA alpha; the update is scaled by alpha / r")
     lora_dropout: float = option(0.05, "dropout in front of the LoRA matrices")
-    lora_target_modules: tuple[str, ...] = option(LLAMA_PROJECTIONS, "modules that get LoRA, or `all-linear`")
+    lora_target_modules: tuple[str, ...] = option(
+        LLAMA_PROJECTIONS, "modules that get LoRA, or `all-linear`: every linear layer but the output layer"
+    )
+    lora_target_parameters: tuple[str, ...] = option(
+        (), "fused experts that get LoRA too, such as `experts.down_proj`, or `experts` for all of them"
+    )
     use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead")
+    use_dora: bool = option(False, "DoRA: magnitude and direction of each weight are learned apart; slower")
+    init_lora_weights: Literal["default", "gaussian", "pissa", "pissa_niter_16"] = option(
+        "default",
+        "how LoRA begins: from nothing (A uniform or gaussian), or from each weight's largest singular vectors "
+        "(PiSSA; `pissa_niter_16` finds them roughly and fast)",
+    )
+    loraplus_lr_ratio: float | None = option(None, "LoRA+: B learns at this many times `learning_rate`; 16 is usual")
+    modules_to_save: tuple[str, ...] = option((), "modules to train whole beside LoRA, such as `embed_tokens lm_head`")
+    load_in_4bit: bool = option(False, "QLoRA: hold the base in 4 bits (NF4), which needs bitsandbytes")
 
     per_device_train_batch_size: int = option(8, "rows in one forward pass of one device")
     gradient_accumulation_steps: int = option(16, "forward passes of each device in one step")
@@ -234,9 +251,15 @@ class TrainConfig(CorpusConfig):
     max_steps: int = option(-1, "optimizer steps, instead of epochs where it is positive")
     seed: int = option(42, "seed of LoRA's initial weights, the order of rows and dropout")
     bf16: bool | None = option(None, "compute in bfloat16; default: where the device is a GPU that has it")
+    on_bad_loss: Literal["stop", "skip"] = option(
+        "stop", "what becomes of a step whose loss is not finite or leaps: the run stops, or the step changes nothing"
+    )
+    loss_spike: float = option(
+        3.0, "nats per token above the median of the last 32 logged losses from which a loss leaps; 0: none does"
+    )
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass: slower, far less memory")
-    attn_implementation: Literal["auto", "flash_attention_2", "sdpa"] = option(
-        "auto", "attention kernel; auto: FlashAttention-2 where installed, else torch's SDPA"
+    attn_implementation: Literal["auto", "flash_attention_3", "flash_attention_2", "varlen", "sdpa"] = option(
+        "auto", "attention kernel; auto: FlashAttention where installed, else torch's own of it (varlen), else SDPA"
     )
     isolation: Literal["document", "segment", "none"] = option(
         "document", "which tokens of a row may attend to each other: those of one document, of one segment, or all"
@@ -267,6 +290,8 @@ class TrainConfig(CorpusConfig):
     train_on: tuple[str, ...] = option((), "KEY=VALUE labels of the nodes that train; default: any node")
 
     training_args: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"hidden": True})
+    # The names of the settings that were asked for, on the command line or in a file: all others have their defaults.
+    given: frozenset[str] = dataclasses.field(default=frozenset(), metadata={"hidden": True}, compare=False)
 
     @property
     def contrasts(self) -> dict[str, list[str]]:
@@ -333,6 +358,54 @@ class TrainConfig(CorpusConfig):
             f"the LoRA update would be scaled by {self.lora_scale:.1f} (`lora_alpha` {self.lora_alpha}, `lora_r` "
             f"{self.lora_r}, `use_rslora` {str(self.use_rslora).lower()}); above {MAX_LORA_SCALE:g} training diverges\n"
             f"hint: for a scale of 2 use `--lora_alpha {round(2 * (self.lora_alpha / self.lora_scale))}`",
+        )
+        require(
+            self.on_bad_loss == "stop" or self.deepspeed is None,
+            "`--on_bad_loss skip` does not go with `deepspeed`, which has moved the weights when the loss is known\n"
+            "hint: train without `deepspeed`, or stop at such steps",
+        )
+        require(self.loss_spike >= 0, f"`loss_spike` is {self.loss_spike}\nhint: use nats per token, or 0")
+        self._check_lora()
+
+    def _check_lora(self) -> None:
+        """What kinds of LoRA do not go together, before PEFT refuses it on a worker or passes over it."""
+        require(
+            bool(self.lora_target_modules), "`lora_target_modules` is empty\nhint: name modules, or use `all-linear`"
+        )
+        require(
+            self.loraplus_lr_ratio is None or self.loraplus_lr_ratio >= 1,
+            f"`loraplus_lr_ratio` is {self.loraplus_lr_ratio}\nhint: B learns faster than A: 16 is usual, 1 is plain LoRA",
+        )
+        if self.lora_target_parameters:
+            require(
+                self.lora_dropout == 0,
+                f"`lora_dropout` is {self.lora_dropout}: fused experts (`lora_target_parameters`) cannot have dropout\n"
+                "hint: `--lora_dropout 0`",
+            )
+            require(not self.use_dora, "DoRA cannot be put on fused experts\nhint: leave out `--use_dora`")
+        if self.init_lora_weights.startswith("pissa"):
+            others = {
+                "use_dora": self.use_dora,
+                "use_rslora": self.use_rslora,
+                "load_in_4bit": self.load_in_4bit,
+                "lora_target_parameters": bool(self.lora_target_parameters),
+            }
+            clash = [f"`{name}`" for name, is_on in others.items() if is_on]
+            require(
+                not clash,
+                f"PiSSA is a way to begin plain LoRA, and does not go with {' and '.join(clash)}\n"
+                "hint: leave one of them out",
+            )
+        require(
+            self.lora_path is None or self.init_lora_weights == "default",
+            f"`init_lora_weights` is {self.init_lora_weights}, but training begins with the weights of `lora_path`\n"
+            "hint: leave one of them out",
+        )
+        both = set(self.lora_target_modules) & set(self.modules_to_save)
+        require(
+            not both,
+            f"`{'`, `'.join(sorted(both))}` would be trained whole (`modules_to_save`) and by LoRA\n"
+            "hint: leave it out of `lora_target_modules`",
         )
 
 

@@ -86,6 +86,8 @@ def build(config_class: type[C], values: Mapping[str, Any]) -> C:
     plain = {name: value for name, value in values.items() if name in known}
     if extra:
         plain["training_args"] = extra
+    if "given" in {f.name for f in dataclasses.fields(config_class)}:  # type: ignore[arg-type]
+        plain["given"] = frozenset(values)
     return config_class(**plain)
 
 

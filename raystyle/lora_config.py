@@ -86,6 +86,11 @@ def _is_list_of_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(number) is int for number in value)
 
 
+def is_understood(name: str, value: object) -> bool:
+    """Whether a field of PEFT's config has a value that `multi_lora`, and so serving and `raystyle sample`, computes."""
+    return _UNDERSTOOD.get(name, _asks_for_nothing)(value)
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     """Refuse a config that asks for anything but plain LoRA on linear layers, by the field's name."""
     if config.get("peft_type") != "LORA":
@@ -96,8 +101,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         if name not in config:
             raise ModelError(f"{adapters.CONFIG} has no `{name}`\nhint: {RESAVE}")
     for name, value in config.items():
-        is_right = _UNDERSTOOD.get(name, _asks_for_nothing)
-        if name != "peft_type" and not is_right(value):
+        if name != "peft_type" and not is_understood(name, value):
             shown = json.dumps(value, ensure_ascii=False)
             what = (
                 f"{adapters.CONFIG} has `{name[:100]}` {shown[:80]}{'…' * (len(shown) > 80)}, which is not understood"

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from raystyle import tensors
@@ -26,13 +26,22 @@ _DIGEST = re.compile(r" [0-9a-f]{16}$")
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Linear layers of one kind: their last name, weight shape, how many there are, and whether they give the logits."""
+    """Linear layers of one kind: their last name, weight shape, how many there are, and whether they give the logits.
+
+    `copies` matrices are fused into each one's parameter (a mixture's experts), and a token goes through `active` of them.
+    """
 
     name: str
     in_features: int
     out_features: int
     count: int
     is_head: bool = False
+    copies: int = 1
+    active: int = 1
+
+    def lora_parameters(self, rank: int) -> int:
+        """How many parameters LoRA of a rank has on all of them: two matrices for each."""
+        return self.count * self.copies * rank * (self.in_features + self.out_features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +60,10 @@ class Shapes:
     max_position_embeddings: int | None
     identity: str
     linears: tuple[Linear, ...]
+    experts: tuple[Linear, ...] = ()  # fused, by `module.parameter`, in the order in which a module holds them
+    modules: Mapping[str, int] = dataclasses.field(default_factory=dict)  # parameters of all modules of a last name
+    embeddings: tuple[str, str] = ("embed_tokens", "lm_head")  # the last names of what reads ids and gives logits
+    is_tied: bool = False  # both are one matrix
 
 
 @contextlib.contextmanager
@@ -87,12 +100,28 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def load_base(
-    name: str, *, dtype: "torch.dtype | str", attn_implementation: str | None = "sdpa", trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: "torch.dtype | str",
+    attn_implementation: str | None = "sdpa",
+    trust_remote_code: bool = False,
+    load_in_4bit: bool = False,
 ) -> "PreTrainedModel":
     """The base model on the CPU, in `dtype` (`auto`: as it is stored), from safetensors only. Without `attn_implementation` it
-    is sdpa, or eager for a model that has no sdpa. Raises `ModelError`."""
-    from transformers import AutoModelForCausalLM
+    is sdpa, or eager for a model that has no sdpa. Raises `ModelError`.
 
+    `load_in_4bit` holds linear layers as Dettmers et al. 2023 (QLoRA) do: NF4, constants quantized again, computing in `dtype`.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantization = None
+    if load_in_4bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     check_name(name)
     with _explained(name):
         model = AutoModelForCausalLM.from_pretrained(
@@ -101,6 +130,7 @@ def load_base(
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            **({"quantization_config": quantization} if quantization else {}),
         )
     return model
 
@@ -118,25 +148,36 @@ def auto_dtype(device: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
-    """The model's shapes from its config: the network is laid out on torch's meta device, so nothing is allocated."""
+def laid_out(name: str, trust_remote_code: bool = False, attn_implementation: str | None = None) -> Any:
+    """The network as its config has it, on torch's meta device: names and shapes, nothing allocated. Raises `ModelError`."""
     import torch
     from transformers import AutoModelForCausalLM
 
     config = load_config(name, trust_remote_code)
     with _explained(name), torch.device("meta"):
         auto: Any = AutoModelForCausalLM
-        model = auto.from_config(config, trust_remote_code=trust_remote_code)
+        return auto.from_config(config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation)
+
+
+def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
+    """The model's shapes from its config: the network is laid out on torch's meta device, so nothing is allocated."""
+    return shapes_of(laid_out(name, trust_remote_code), identity(name))
+
+
+def shapes_of(model: Any, identity: str) -> Shapes:
+    """The shapes of a base model without adapters, on whatever device."""
+    import torch
+
     head = model.get_output_embeddings()
     groups: Counter[tuple[str, int, int, bool]] = Counter(
         (path.rsplit(".", 1)[-1], module.in_features, module.out_features, module is head)
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     )
-    text = config.get_text_config()
+    text = model.config.get_text_config()
     heads = text.num_attention_heads
     return Shapes(
-        model_type=config.model_type,
+        model_type=model.config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", 4 * text.hidden_size),
@@ -146,9 +187,48 @@ def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocab_size=text.vocab_size,
         max_position_embeddings=getattr(text, "max_position_embeddings", None),
-        identity=identity(name),
+        identity=identity,
         linears=tuple(Linear(*key[:3], count, key[3]) for key, count in groups.items()),
+        experts=_experts(model, text),
+        modules=_sizes(model),
+        embeddings=(_last_name(model, model.get_input_embeddings()), _last_name(model, head)),
+        is_tied=head is not None and head.weight is model.get_input_embeddings().weight,
     )
+
+
+def _last_name(model: Any, wanted: Any) -> str:
+    return next((path.rsplit(".", 1)[-1] for path, module in model.named_modules() if module is wanted), "")
+
+
+def _sizes(model: Any) -> dict[str, int]:
+    """Last name -> parameters, of every module below the model itself that has any."""
+    found: Counter[str] = Counter()
+    for path, module in model.named_modules():
+        if path and (size := sum(parameter.numel() for parameter in module.parameters())):
+            found[path.rsplit(".", 1)[-1]] += size
+    return dict(found)
+
+
+def num_experts(config: Any) -> int:
+    """How many experts each layer of a mixture has, by transformers' config; 0 for other models."""
+    counts = [getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
+    return next((count for count in counts if count), 0)
+
+
+def _experts(model: Any, config: Any) -> tuple[Linear, ...]:
+    """A mixture's fused experts: parameters of three dimensions, (experts, out, in), or (experts, in, out) where the module
+    says that it `is_transposed`."""
+    copies = num_experts(config)
+    active = getattr(config, "num_experts_per_tok", None) or copies
+    groups: Counter[tuple[str, int, int]] = Counter()
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3 and parameter.shape[0] == copies:
+                out_features, in_features = parameter.shape[1:]
+                if getattr(module, "is_transposed", False):
+                    out_features, in_features = in_features, out_features
+                groups[f"{path.rsplit('.', 1)[-1]}.{name}", in_features, out_features] += 1
+    return tuple(Linear(*key, count, copies=copies, active=active) for key, count in groups.items())
 
 
 def identity(name: str) -> str:
@@ -193,20 +273,58 @@ def is_same_base(one: str, other: str) -> bool | None:
     return one == other if not any(digests) else None
 
 
-def targeted(shapes: Shapes, lora_target_modules: tuple[str, ...]) -> list[Linear]:
-    """The linear layers that get LoRA. Raises `ModelError` for a target that matches none."""
+def targeted(
+    shapes: Shapes, lora_target_modules: tuple[str, ...], lora_target_parameters: tuple[str, ...] = ()
+) -> list[Linear]:
+    """What gets LoRA, by the names that PEFT's layers will have. Raises `ModelError` for a target that matches nothing."""
+    experts = _targeted_experts(shapes, lora_target_parameters)
     if lora_target_modules == ("all-linear",):
-        return [layer for layer in shapes.linears if not layer.is_head]
+        linear = [layer for layer in shapes.linears if not layer.is_head]
+        if not linear:
+            raise ModelError(
+                f"this `{shapes.model_type}` model has no linear layers for LoRA\nhint: use another base, such as Llama or Qwen"
+            )
+        return [*linear, *experts]
     names = {layer.name for layer in shapes.linears}
     for target in lora_target_modules:
         if target not in names:
             near = difflib.get_close_matches(target, names, n=1)
+            fused = " (its experts are fused: `--lora_target_parameters experts`)" if shapes.experts else ""
             raise ModelError(
                 f"`lora_target_modules` names `{target}`, which matches no linear layer of this `{shapes.model_type}` model\n"
-                f"hint: {f'did you mean `{near[0]}`? ' if near else ''}it has {', '.join(sorted(names))}; "
+                f"hint: {f'did you mean `{near[0]}`? ' if near else ''}it has {', '.join(sorted(names))}{fused}; "
                 "`all-linear` takes all but the output layer"
             )
-    return [layer for layer in shapes.linears if layer.name in lora_target_modules]
+    return [*(layer for layer in shapes.linears if layer.name in lora_target_modules), *experts]
+
+
+def _targeted_experts(shapes: Shapes, lora_target_parameters: tuple[str, ...]) -> list[Linear]:
+    """PEFT wraps a module once for each of its targeted parameters: the last is `experts`, the one inside it
+    `experts.base_layer`, and so on."""
+    names = [layer.name for layer in shapes.experts]
+    taken = expert_names(names, lora_target_parameters)
+    if unknown := set(lora_target_parameters) - {"experts", *names}:
+        raise ModelError(
+            f"`lora_target_parameters` names `{min(unknown)}`, which this `{shapes.model_type}` model does not have\n"
+            f"hint: {'it has ' + ', '.join(names) if names else 'it has no fused experts: leave it out'}"
+        )
+    if not taken and lora_target_parameters:
+        raise ModelError(
+            f"`lora_target_parameters` asks for experts, and this `{shapes.model_type}` model has no fused ones\n"
+            "hint: leave it out"
+        )
+    found = []
+    for layer in shapes.experts:
+        if layer.name in taken:
+            module = layer.name.split(".")[0]
+            later = [name for name in taken[taken.index(layer.name) + 1 :] if name.split(".")[0] == module]
+            found.append(dataclasses.replace(layer, name=module + ".base_layer" * len(later)))
+    return found
+
+
+def expert_names(names: Sequence[str], lora_target_parameters: tuple[str, ...]) -> list[str]:
+    """Those of a model's fused experts' `names` that are asked for: by name, or all of them by the word `experts`."""
+    return [name for name in names if "experts" in lora_target_parameters or name in lora_target_parameters]
 
 
 def load_adapter(model: "PreTrainedModel", directory: str) -> "PeftModel":

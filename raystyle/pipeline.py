@@ -81,8 +81,9 @@ def prepared(config: TrainConfig) -> tuple[str, dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Preflight:
-    """A checked run: its plan, its data, and how many layers of each target module get LoRA."""
+    """A checked run: its settings, its plan, its data, and how many layers of each target module get LoRA."""
 
+    config: TrainConfig
     plan: planning.Plan
     prepared_dir: str
     manifest: dict[str, Any]
@@ -91,6 +92,7 @@ class Preflight:
 
 def preflight(config: TrainConfig) -> Preflight:
     """Everything that can be known before training, checked; raw text is prepared last, and `train` uses the same rows."""
+    from raystyle.training import continuation, refusals
     from raystyle.training.fit import check_is_run
     from raystyle.training.sharding import deepspeed_config
 
@@ -99,11 +101,15 @@ def preflight(config: TrainConfig) -> Preflight:
             "`--streaming` is not there yet\nhint: `raystyle prepare` first; rows are read from storage as they are needed"
         )
     deepspeed_config(config.deepspeed)
+    refusals.check_packages(config)
     shapes = models.read_shapes(config.model_name_or_path, config.trust_remote_code)
-    targets = models.targeted(shapes, config.lora_target_modules)
+    config, start_digest = continuation.begin(config, shapes)
+    refusals.check_base(config, shapes)
+    targets = models.targeted(shapes, config.lora_target_modules, config.lora_target_parameters)
     tokenizer = tokens.load_tokenizer(
         config.tokenizer_name_or_path or config.model_name_or_path, config.trust_remote_code
     )
+    refusals.check_tokenizer(config, shapes, tokenizer)
     check_is_run(config.output_dir)
     if not is_prepared(config.dataset_path):
         planning.check_shapes(config.max_seq_length or 4096, len(tokenizer), shapes)
@@ -113,11 +119,11 @@ def preflight(config: TrainConfig) -> Preflight:
             f"the rows in `{prepared_dir}` were made with another tokenizer ({manifest['tokenizer']['name']}) than the "
             "model's\nhint: prepare again with the base model's tokenizer"
         )
-    plan = planning.make_plan(config, manifest, shapes, targets)
+    plan = planning.make_plan(config, manifest, shapes, targets, start_digest)
     counts: dict[str, int] = {}
     for layer in targets:
         counts[layer.name] = counts.get(layer.name, 0) + layer.count
-    return Preflight(plan, prepared_dir, manifest, counts)
+    return Preflight(config, plan, prepared_dir, manifest, counts)
 
 
 def train(config: TrainConfig, say: Say) -> Any:
@@ -126,6 +132,7 @@ def train(config: TrainConfig, say: Say) -> Any:
     from raystyle.training import fit, report
 
     checked = preflight(config)
+    config = checked.config  # with what it takes from the adapter that it continues from
     say(planning.describe(checked.plan))
     begin = evaluation.of_run(config, checked.prepared_dir, say)
     result = fit.fit(

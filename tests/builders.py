@@ -11,11 +11,23 @@ import pyarrow.parquet as pq
 ALPHABET = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏今日天气阴沉，。"
 
 
-def write_model(directory: Path, *, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:
-    """A Llama (grouped-query attention) with random weights and a byte-level tokenizer that puts a token in front, as a Hugging Face folder."""
+def write_model(
+    directory: Path,
+    *,
+    layers: int = 2,
+    hidden: int = 32,
+    positions: int = 512,
+    seed: int = 0,
+    family: str = "llama",
+    **settings: Any,
+) -> Path:
+    """A Llama (grouped-query attention) with random weights and a byte-level tokenizer that puts a token in front, as a Hugging Face folder.
+
+    `family` may be another of transformers' model types; `settings` are its config's.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -33,19 +45,25 @@ def write_model(directory: Path, *, layers: int = 2, hidden: int = 32, seed: int
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     fast.save_pretrained(directory)
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    mixture = {
+        "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+        "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": hidden, "head_dim": 8},
+    }
+    settings = {"tie_word_embeddings": False, **mixture.get(family, {}), **settings}
+    config = AutoConfig.for_model(
+        family,
         vocab_size=len(fast),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         eos_token_id=fast.eos_token_id,
         pad_token_id=fast.pad_token_id,
-        tie_word_embeddings=False,
+        **settings,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     return directory
 
 

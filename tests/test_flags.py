@@ -87,6 +87,13 @@ def test_no_argument_that_raystyle_decides_is_accepted_too():
         (["--seed", "1", "2"], "takes one value"),
         (["--streaming"], "`--streaming` needs `--max_steps`"),
         (["--use_rslora"], "scaled by 22.6"),
+        (["--loraplus_lr_ratio", "0.5"], "16 is usual"),
+        (["--lora_target_parameters", "experts"], "`--lora_dropout 0`"),
+        (["--lora_target_parameters", "experts", "--lora_dropout", "0", "--use_dora"], "DoRA cannot be put on fused"),
+        (["--init_lora_weights", "pissa", "--use_dora"], "does not go with `use_dora`"),
+        (["--init_lora_weights", "pissa", "--load_in_4bit"], "does not go with `load_in_4bit`"),
+        (["--init_lora_weights", "pissa", "--lora_path", "/a"], "begins with the weights of `lora_path`"),
+        (["--modules_to_save", "q_proj"], "trained whole (`modules_to_save`) and by LoRA"),
         (["--lora_r", "0"], "above 0"),
         (["--save_steps", "2.5"], "whole number of steps"),
         (["--max_steps", "0"], "positive number of steps"),
@@ -234,5 +241,5 @@ def test_help_lists_every_flag(capsys):
     with pytest.raises(SystemExit):
         flags.parse(TrainConfig, ["--help"])
     text = capsys.readouterr().out
-    for name in TrainConfig.__dataclass_fields__:
-        assert name == "training_args" or f"--{name}" in text
+    for name, field in TrainConfig.__dataclass_fields__.items():
+        assert field.metadata.get("hidden") or f"--{name}" in text

@@ -13,7 +13,14 @@ STAGES = {"corpus", "training", "style", "serving"}
 # What joins stages: it may import them. Everything else at the top is shared, and imports no stage.
 JOINING = {"cli", "pipeline", "evaluation", "demo", "__main__"}
 # The one file of each stage that starts Ray, and what it joins.
-RAY_FILES = {"corpus/prepare.py", "style/evaluate.py", "serving/app.py", "doctor/cluster.py", "cli.py"} | {
+RAY_FILES = {
+    "corpus/prepare.py",
+    "style/evaluate.py",
+    "serving/app.py",
+    "serving/lifetime.py",
+    "doctor/cluster.py",
+    "cli.py",
+} | {  # fmt: skip
     f"training/{name}.py" for name in ("fit", "loop", "trainer", "validation")
 }
 

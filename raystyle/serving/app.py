@@ -7,6 +7,7 @@ requests with it, and the ingress, which lives on, tells each of them so.
     serve deploy cluster/serve.yaml                  `import_path: raystyle.serving.app:application`, flags under `args`
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -21,6 +22,7 @@ from raystyle.config import NEUTRAL_PROMPT, ServeConfig
 from raystyle.errors import ConfigError, ModelError, RaystyleError
 from raystyle.flags import from_dict, to_dict
 from raystyle.generation import Sampling
+from raystyle.serving import lifetime
 from raystyle.serving.contract import Delta, Generation, Listing, Started
 from raystyle.serving.errors import RequestError
 
@@ -65,12 +67,13 @@ class Model:
 
 
 class Ingress:
-    """The HTTP side within Ray Serve."""
+    """The HTTP side within Ray Serve; with the `driver` that it was started by it ends."""
 
-    def __init__(self, values: Mapping[str, Any], model: Any) -> None:
+    def __init__(self, values: Mapping[str, Any], model: Any, driver: Any = None) -> None:
         self.config = from_dict(ServeConfig, values)
         _log(self.config.log_file)
         self.backend = HandleBackend(model)
+        self.driver = driver
         self.http: Any = None
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -79,6 +82,8 @@ class Ingress:
 
         keys, admin_keys = read_keys(self.config.api_key_file), read_keys(self.config.admin_key_file)
         self.http = make_app(self.config, self.backend, keys, admin_keys)
+        if self.driver is not None:
+            self.ending = asyncio.create_task(self._end_with_driver())
         return self.http
 
     async def warm_up(self) -> None:
@@ -93,6 +98,14 @@ class Ingress:
     async def drain(self) -> None:
         """Take no more requests, and return when those that run have ended, or after `drain_timeout_s`."""
         await self.http.drain()
+
+    async def _end_with_driver(self) -> None:
+        """What `serve` does when it is stopped, should it not have come to it."""
+        from ray import serve as ray_serve
+
+        await lifetime.end_of(self.driver)
+        await self.drain()
+        await ray_serve.shutdown_async()
 
 
 class HandleBackend:
@@ -149,8 +162,8 @@ def application(args: Mapping[str, Any]) -> Any:
     return build(settle(from_dict(ServeConfig, {"host": "0.0.0.0", **args}), may_grow=True))
 
 
-def build(config: ServeConfig) -> Any:
-    """The Serve application of a settled config."""
+def build(config: ServeConfig, driver: Any = None) -> Any:
+    """The Serve application of a settled config; given a `lifetime.driver`, it ends with that."""
     from ray import serve
 
     values = to_dict(config)
@@ -177,7 +190,7 @@ def build(config: ServeConfig) -> Any:
     ingress: Any = serve.deployment(name="Ingress", num_replicas=1, ray_actor_options={"num_cpus": 0}, **shared)(
         serve.ingress()(Ingress)
     )
-    return ingress.bind(values, model.bind(values))
+    return ingress.bind(values, model.bind(values), driver)
 
 
 def settle(config: ServeConfig, *, may_grow: bool) -> ServeConfig:
@@ -257,8 +270,9 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
         http_options={"host": config.host.strip("[]"), "port": config.port},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
+    driver = lifetime.driver() if is_joined else None  # held here: nobody else's handle keeps it
     try:
-        ingress = _start(config)
+        ingress = _start(build(config, driver))
         try:
             ingress.warm_up.remote().result(timeout_s=config.first_token_timeout_s)
             say(_described(config))
@@ -268,9 +282,11 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
             say(f"stopping: running requests have {config.drain_timeout_s:g} s to finish")
             ingress.drain.remote().result(timeout_s=config.drain_timeout_s + 10)
     finally:
-        ray_serve.delete(NAME)
-        if is_joined:  # else Ray ends now, and Serve with it
+        if is_joined:
+            # A message to Serve's controller, which does the rest even if nobody waits for it.
             ray_serve.shutdown()
+        else:  # Ray ends now, and Serve with it
+            ray_serve.delete(NAME)
 
 
 def _refuse_a_second_serve() -> None:
@@ -287,11 +303,11 @@ def _refuse_a_second_serve() -> None:
     )
 
 
-def _start(config: ServeConfig) -> Any:
+def _start(application: Any) -> Any:
     from ray import serve as ray_serve
 
     try:
-        return ray_serve.run(build(config), name=NAME, route_prefix="/")
+        return ray_serve.run(application, name=NAME, route_prefix="/")
     except RuntimeError as error:
         deployments = ray_serve.status().applications[NAME].deployments.values()
         raise ModelError(_reason("\n".join(deployment.message for deployment in deployments)) or str(error)) from error

@@ -10,8 +10,9 @@ import hashlib
 import os
 from typing import Any
 
-from raystyle import adapters, storage
+from raystyle import storage
 from raystyle.errors import StorageError
+from raystyle.training import lora
 
 MARKER = "checkpoint.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -33,7 +34,7 @@ def save(
     """Write a checkpoint to a local directory; `checkpoint.json` comes last."""
     from safetensors.torch import save_file
 
-    adapters.save(model, directory, about | {"step": step})
+    lora.save(model, directory, about | {"step": step})
     save_file(optimizer_tensors, os.path.join(directory, OPTIMIZER))
     trainer_state.save_to_json(os.path.join(directory, TRAINER_STATE))
     digests = {name: _digest(os.path.join(directory, name)) for name in sorted(os.listdir(directory)) if name != MARKER}
@@ -86,15 +87,6 @@ def restore_schedule(step: int, scheduler: Any, optimizer: Any) -> None:
     schedule._last_lr = rates
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-
-
-def load_adapter(directory: str, model: Any) -> None:
-    """Put a checkpoint's LoRA weights into a model that already has the adapter's modules."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    result = set_peft_model_state_dict(model, load_file(os.path.join(directory, adapters.WEIGHTS)))
-    assert not result.unexpected_keys, f"checkpoint tensors without a place: {result.unexpected_keys[:3]}"
 
 
 def is_good(uri: str) -> bool:

@@ -122,6 +122,8 @@ def fit(
         "layer_counts": layer_counts,
         "use_gpu": use_gpu,
         "is_validated": bool(validating),
+        "start_digest": plan.identity["lora_path"],
+        "model_flops": plan.model_flops,
     }
     checkpoints_dir = storage.join(config.output_dir, "checkpoints")
     # Which checkpoint to continue from is decided by looking at the checkpoints themselves (`checkpoints.last_good`),

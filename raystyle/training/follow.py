@@ -9,6 +9,7 @@ from typing import Any
 from raystyle import progress, storage
 from raystyle.errors import StorageError
 from raystyle.training import metrics
+from raystyle.training.guard import described
 
 POLL_INTERVAL_S = 1.0
 NUMBERS_SHOWN = 5
@@ -24,18 +25,18 @@ def followed(output_dir: str, steps: int) -> Iterator[None]:
         known = _validation_files(output_dir)
 
         def refresh() -> None:
-            nonlocal seen
-            everything = _own(output_dir)
-            for entry in everything[len(told) :]:
-                told.append(entry)
+            nonlocal seen, told
+            # Nothing: the file cannot be read now.
+            everything = _own(output_dir) or told
+            for entry in _news(told, everything):
                 if line := _milestone(entry):
                     _say(line)
+            told = everything
             for record in _new_records(output_dir, known):
                 _say(outcome(record))
             entries = [entry for entry in everything if "loss" in entry]
             if entries and entries[-1]["step"] > seen:
-                speed = f"{entries[-1].get('tokens_per_second', 0):,.0f} tokens/s"
-                shown.update(entries[-1]["step"] - seen, f"loss {entries[-1]['loss']:.3f}, {speed}")
+                shown.update(entries[-1]["step"] - seen, note(entries[-1]))
                 seen = entries[-1]["step"]
 
         def follow() -> None:
@@ -52,6 +53,18 @@ def followed(output_dir: str, steps: int) -> Iterator[None]:
             refresh()
 
 
+def note(entry: dict[str, Any]) -> str:
+    """What the bar says of the last logged step."""
+    parts = [f"loss {entry['loss']:.3f}", f"{entry.get('tokens_per_second', 0):,.0f} tokens/s"]
+    if "model_flop_utilisation" in entry:
+        parts.append(f"{entry['model_flop_utilisation']:.1%} of peak")
+    if "peak_memory_gb" in entry:
+        parts.append(f"{entry['peak_memory_gb']:.1f} GB")
+    if "seconds_left" in entry:
+        parts.append(f"{entry['seconds_left'] / 60:.0f} min left")
+    return ", ".join(parts)
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -59,6 +72,14 @@ def _say(line: str) -> None:
 def _own(output_dir: str) -> list[dict[str, Any]]:
     """Training's own lines: those of evaluations stand among them, and would move the others' places."""
     return [entry for entry in metrics.read(output_dir) if not entry.get("evaluated")]
+
+
+def _news(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines from the first one that is another than before. A run that continues from a checkpoint takes back what
+    came after it, so there may be fewer lines than before, and news among them."""
+    same = (old == new for old, new in zip(before, now, strict=False))
+    first = next((place for place, is_same in enumerate(same) if not is_same), min(len(before), len(now)))
+    return now[first:]
 
 
 def _validation_files(output_dir: str) -> set[storage.File]:
@@ -90,6 +111,8 @@ def _milestone(entry: dict[str, Any]) -> str | None:
         )
     if "continued_from_step" in entry:
         return f"continued from the checkpoint of step {entry['continued_from_step']}"
+    if entry.get("left_out"):
+        return f"{entry['bad_loss']}; the step was left out: {described(entry['rows'], entry['sources'])}"
     if "heldout_loss" in entry:
         return f"held-out loss after step {entry['step']}: {entry['heldout_loss']:.4f} nats per token"
     return None

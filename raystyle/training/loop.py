@@ -12,7 +12,7 @@ from raystyle import models, storage, tokens
 from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, RaystyleError, StorageError
 from raystyle.flags import from_dict
-from raystyle.training import attention, checkpoints, lora, sharding, validation
+from raystyle.training import attention, checkpoints, continuation, lora, sharding, validation
 from raystyle.training.plan import FAILURE
 from raystyle.training.rows import Order, Placed, Rows, flat_batch
 from raystyle.training.trainer import PackedTrainer, Run, Task
@@ -54,6 +54,7 @@ def _train(task: Task) -> None:
             dtype=torch.bfloat16 if bf16 else torch.float32,
             attn_implementation=implementation,
             trust_remote_code=config.trust_remote_code,
+            load_in_4bit=config.load_in_4bit,
         )
         model = lora.attach(base, config)
         lora.check_layers(model, task.layer_counts)
@@ -78,10 +79,11 @@ def _train(task: Task) -> None:
         )
         start = resume_point(config.output_dir, rank)
         if start is None:
+            continuation.take_weights(config, task.start_digest, model)
             trainer.train()
         else:
             with storage.local_copy(start) as directory:
-                checkpoints.load_adapter(directory, model)
+                lora.load(directory, model)
                 trainer.train(resume_from_checkpoint=directory)
         trainer.finish()
     if task.is_validated and rank == 0:

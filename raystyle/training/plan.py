@@ -12,9 +12,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from raystyle import lora_config
 from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, DataError
 from raystyle.models import Linear, Shapes
+from raystyle.training import lora
 
 GB = 1e9
 CHUNK_BYTES = 256 * 2**20  # of logits, as in loss.py
@@ -39,7 +41,19 @@ NOT_IDENTITY = (
 )
 # Where a worker leaves an error of raystyle's own: the next attempt sees it and does not try again.
 FAILURE = "failure.json"
-LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora")
+LORA = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+    "loraplus_lr_ratio",
+    "modules_to_save",
+    "load_in_4bit",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +75,22 @@ class Plan:
     lora_scale: float
     memory_gb_estimate: dict[str, float]
     a100_hours_estimate: float
+    model_flops: tuple[float, float]  # of one token: without attention, and for each key that it sees
     identity: dict[str, Any]
     warnings: tuple[str, ...]
 
 
-def make_plan(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, targets: Sequence[Linear]) -> Plan:
+def make_plan(
+    config: TrainConfig,
+    manifest: dict[str, Any],
+    shapes: Shapes,
+    targets: Sequence[Linear],
+    start_digest: str | None = None,
+) -> Plan:
     """The plan of a run over prepared rows.
 
-    `manifest` is `prepare`'s, `targets` are the layers that get LoRA. Raises `ConfigError` or `DataError` for what
+    `manifest` is `prepare`'s, `targets` are the layers that get LoRA, `start_digest` is that of the adapter at
+    `lora_path`. Raises `ConfigError` or `DataError` for what
     cannot work.
     """
     rows, tokens, length = manifest["counts"]["rows"], manifest["counts"]["tokens"], manifest["max_seq_length"]
@@ -76,10 +98,14 @@ def make_plan(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, tar
     batch = config.global_batch_size
     steps_per_epoch = math.ceil(rows / batch)
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
-    trainable = sum(layer.count * config.lora_r * (layer.in_features + layer.out_features) for layer in targets)
+    trainable = trainable_parameters(config, shapes, targets)
     memory = estimate_memory_gb(config, shapes, length, trainable)
     epochs = steps / steps_per_epoch
-    flops = flops_per_token(shapes, trainable, length, config.gradient_checkpointing) * tokens * epochs
+    active = sum(layer.lora_parameters(config.lora_r) * layer.active // layer.copies for layer in targets)
+    flops = flops_per_token(shapes, active, length, config.gradient_checkpointing) * tokens * epochs
+    without_keys = flops_per_token(shapes, active, 0, recompute=False)
+    # A token sees half of `mean_keys` on average.
+    per_key = flops_per_token(shapes, active, 2, recompute=False) - without_keys
     plan = Plan(
         rows=rows,
         tokens=tokens,
@@ -97,10 +123,18 @@ def make_plan(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, tar
         lora_scale=config.lora_scale,
         memory_gb_estimate=memory,
         a100_hours_estimate=flops / (A100_FLOPS * UTILISATION) / 3600 / config.num_workers,
-        identity=identity(config, manifest, shapes, steps),
+        model_flops=(without_keys, per_key),
+        identity=identity(config, manifest, shapes, steps) | {"lora_path": start_digest},
         warnings=(),
     )
     return dataclasses.replace(plan, warnings=tuple(_warnings(config, plan)))
+
+
+def trainable_parameters(config: TrainConfig, shapes: Shapes, targets: Sequence[Linear]) -> int:
+    """How many parameters are trained: LoRA's two matrices, DoRA's magnitude of each output, modules trained whole."""
+    matrices = sum(layer.lora_parameters(config.lora_r) for layer in targets)
+    magnitudes = sum(layer.count * layer.out_features for layer in targets) if config.use_dora else 0
+    return matrices + magnitudes + sum(shapes.modules.get(name, 0) for name in config.modules_to_save)
 
 
 def checkpoint_steps(save_steps: float, steps: int) -> tuple[int, ...]:
@@ -119,8 +153,10 @@ def identity(config: TrainConfig, manifest: dict[str, Any], shapes: Shapes, step
         "global_batch_size": config.global_batch_size,
         "steps": steps,
         "seed": config.seed,
-        **{name: getattr(config, name) for name in (*SCHEDULE, *LORA)},
-        "lora_target_modules": list(config.lora_target_modules),
+        **{
+            name: list(value) if isinstance(value := getattr(config, name), tuple) else value
+            for name in (*SCHEDULE, *LORA)
+        },
         "training_args": {k: v for k, v in config.training_args.items() if not k.startswith(NOT_IDENTITY)},
     }
 
@@ -158,7 +194,8 @@ def flops_per_token(shapes: Shapes, trainable: int, mean_keys: int, recompute: b
     half of `mean_keys` keys: 2 products x 2 FLOPs x layers x heads x head_dim x keys / 2.
     """
     embedding = shapes.vocab_size * shapes.hidden_size
-    products = sum(layer.count * layer.in_features * layer.out_features for layer in shapes.linears)
+    layers = (*shapes.linears, *shapes.experts)
+    products = sum(layer.count * layer.active * layer.in_features * layer.out_features for layer in layers)
     attention = 2 * shapes.num_layers * shapes.num_heads * shapes.head_dim * mean_keys
     forward = 2 * products + attention + 2 * trainable
     backward = 2 * products + 2 * attention + 4 * trainable
@@ -197,6 +234,12 @@ def _warnings(config: TrainConfig, plan: Plan) -> list[str]:
         )
     if plan.steps < 20:
         found.append(f"{plan.steps} steps are few; a smaller batch or more epochs give the adapter more updates")
+    settings = {name: value for name, value in lora.settings(config).items() if name != "peft_type"}
+    if unserved := [f"`{name}`" for name, value in settings.items() if not lora_config.is_understood(name, value)]:
+        found.append(
+            f"serving and `raystyle sample` cannot take an adapter with {' and '.join(unserved)}: merge it into its base "
+            "with `raystyle export`, and serve that"
+        )
     last = plan.rows % plan.global_batch_size
     if last and plan.rows < plan.global_batch_size:
         found.append(f"one batch asks for {plan.global_batch_size} rows and there are {plan.rows}: lower the batch")

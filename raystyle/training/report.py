@@ -59,8 +59,36 @@ def sections(
         ("The neutral prompt, continued greedily at each checkpoint", _samples_table(samples)),
         ("What makes this run what it is", html.table(["field", "value"], identity)),
     ]
+    found[2:2] = _hardest(metrics)
     if plan["warnings"]:
         found.insert(1, ("Warnings", html.samples(plan["warnings"])))
+    return found
+
+
+def _hardest(metrics: list[dict[str, Any]]) -> list[tuple[str, html.Markup]]:
+    """Where a plateau's loss comes from, and steps that were left out; nothing for a run that has neither."""
+    found = []
+    for entry in [entry for entry in metrics if "hardest_rows" in entry][-1:]:
+        lines = [
+            (line["loss"], line["times"], line["text"], ", ".join(line["sources"])) for line in entry["hardest_lines"]
+        ]
+        rows = [(row["loss"], row["row"], row["text"], ", ".join(row["sources"])) for row in entry["hardest_rows"]]
+        content = html.note(
+            "Measured after the last step on a sample of rows. Lines that the corpus repeats come first: noise that "
+            "survived cleaning is worth a rule (raystyle rules --try_path)."
+        )
+        content = html.Markup(
+            content
+            + html.subsection("Lines", html.table(["nats per token", "times in the corpus", "line", "sources"], lines))
+            + html.subsection("Rows", html.table(["nats per token", "row", "begins", "sources"], rows))
+        )
+        found.append(("Where the loss is highest", content))
+    bad = [entry for entry in metrics if "bad_loss" in entry]
+    if bad:
+        steps = [
+            (entry["step"], entry["bad_loss"], str(entry["rows"][:8]), ", ".join(entry["sources"])) for entry in bad
+        ]
+        found.append(("Bad steps", html.table(["step", "what was bad", "rows", "sources"], steps)))
     return found
 
 

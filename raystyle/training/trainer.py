@@ -6,7 +6,7 @@ pickle that any number of workers can continue.
 """
 
 import dataclasses
-import math
+import statistics
 import sys
 import tempfile
 import threading
@@ -20,8 +20,8 @@ import transformers
 from raystyle import adapters, generation, models, storage
 from raystyle.config import TrainConfig
 from raystyle.errors import StorageError, TrainingError
-from raystyle.training import attention, checkpoints, heldout, metrics, sharding
-from raystyle.training.loss import summed_cross_entropy
+from raystyle.training import attention, checkpoints, gate, guard, hardest, heldout, lora, metrics, sharding, speed
+from raystyle.training.loss import IGNORE, summed_cross_entropy
 from raystyle.training.rows import Order, Rows, block_lengths
 
 METRICS_INTERVAL_S = 2.0
@@ -42,6 +42,8 @@ class Task:
     layer_counts: dict[str, int]
     use_gpu: bool
     is_validated: bool = False  # each checkpoint is evaluated beside training
+    start_digest: str | None = None  # of the adapter at `lora_path` that training continues from
+    model_flops: tuple[float, float] = (0.0, 0.0)  # see `Plan`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +66,12 @@ class PackedTrainer(transformers.Trainer):
 
     def __init__(self, *, run: Run, **arguments: Any) -> None:
         self.run = run
-        self.tokens_done = 0
-        self.metrics_written_s = self.logged_s = time.monotonic()
+        gpu = torch.cuda.get_device_name() if run.task.use_gpu else ""
+        self.meter = speed.Meter(*run.task.model_flops, speed.peak_flops(gpu))
+        self.metrics_written_s = time.monotonic()
+        self.micro_batches: list[tuple[int, torch.Tensor, int]] = []
+        self.kept_losses: list[float] = []
+        self.skipped = self.skipped_in_a_row = 0
         self.hidden_TD: Any = None
         self.evaluated: metrics.Records = {}
         self.reading = threading.Thread()
@@ -89,13 +95,70 @@ class PackedTrainer(transformers.Trainer):
             pin_memory=self.run.task.use_gpu,
         )
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The Trainer's own optimizer, its groups as LoRA+ has them where that is asked for."""
+        is_made = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if not is_made and self.run.config.loraplus_lr_ratio is not None:
+            groups = lora.parameter_groups(self.model, optimizer.param_groups, self.run.config.loraplus_lr_ratio)
+            optimizer.param_groups.clear()
+            for group in groups:
+                optimizer.add_param_group(group)
+        return optimizer
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Seeds dropout by the micro-batch's place in the run, so that a resumed step draws what it would have drawn."""
         inputs = dict(inputs)
         place = inputs.pop("place")
         torch.manual_seed((self.args.seed * 1_000_003 + place) % 2**63)
-        self.tokens_done += inputs["input_ids"].shape[1]
-        return super().training_step(model, inputs, num_items_in_batch)
+        self.meter.count(inputs["position_ids"])
+        labels = int((inputs["labels"] != IGNORE).sum())
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.micro_batches.append((place, loss.detach(), labels))
+        if self.accelerator.sync_gradients:
+            self.judge_step(float(num_items_in_batch))
+        return loss
+
+    def judge_step(self, num_items: float) -> None:
+        """Before the optimizer moves: stop at a bad step, or leave it out; see `guard.py`. Every worker decides alike."""
+        micro_batches, self.micro_batches = self.micro_batches, []
+        total = torch.stack([loss for _, loss, _ in micro_batches]).float().sum()
+        workers = self.run.order.num_workers
+        if workers > 1:
+            torch.distributed.all_reduce(total)
+        loss, step = float(total) / workers, self.state.global_step + 1
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        history = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        reason = guard.what_is_bad(
+            step, loss, float(torch.nn.utils.get_total_norm(gradients)), history, self.run.config.loss_spike
+        )
+        if reason is None:
+            self.kept_losses.append(loss)
+            self.skipped_in_a_row = 0
+            return
+        # A micro-batch's loss is its sum over the step's tokens, times the workers.
+        mine = [
+            guard.MicroBatch(place, float(loss) * num_items / workers / max(labels, 1))
+            for place, loss, labels in micro_batches
+        ]
+        found: list[list[guard.MicroBatch]] = [mine] * workers
+        if workers > 1:
+            torch.distributed.all_gather_object(found, mine)
+        bad = guard.worst(batch for batches in found for batch in batches)
+        numbers = [row for batch in bad for row in guard.rows_at(self.run.order, batch.place)]
+        names = guard.sources(self.train_dataset.rows, numbers)
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        is_left_out = self.run.config.on_bad_loss == "skip" and self.skipped_in_a_row <= guard.MAX_SKIPPED
+        entry = {"step": step, "bad_loss": reason, "rows": numbers, "sources": names, "left_out": is_left_out}
+        self.record(entry)
+        if not is_left_out:
+            raise TrainingError(
+                f"{reason}; its worst: {guard.described(numbers, names)}\n"
+                "hint: look at these rows' text, or use a lower `learning_rate`; the checkpoints before it are good, and "
+                "`--on_bad_loss skip` leaves such steps out"
+            )
+        self.model.zero_grad(set_to_none=True)  # an optimizer does not touch what has no gradient, nor its moments
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -134,19 +197,17 @@ class PackedTrainer(transformers.Trainer):
         return bool(torch.allclose(ours_TV.float(), logits_TV.float(), rtol=1e-2, atol=1e-3))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds tokens per second, counts epochs by rows, and keeps metrics.jsonl."""
+        """Adds speed, memory and time left, counts epochs by rows, and keeps metrics.jsonl."""
         if "train_runtime" in logs:
             return  # the Trainer's own summary counts this process's steps alone, not the run's
         now_s = time.monotonic()
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise TrainingError(
-                f"the loss of step {self.state.global_step} is {logs['loss']}\n"
-                "hint: a lower `learning_rate`; the checkpoints before it are good"
-            )
         if "loss" in logs:
-            seconds = max(now_s - self.logged_s, 1e-9)
-            logs["tokens_per_second"] = round(self.tokens_done * self.run.order.num_workers / seconds, 1)
-            self.tokens_done, self.logged_s = 0, now_s
+            logs |= self.meter.read(self.run.order.num_workers, self.state.global_step, self.state.max_steps)
+            if self.skipped:  # the Trainer's own mean holds the steps that were left out, or is nan ever since
+                logs |= {"loss": statistics.fmean(self.kept_losses)} if self.kept_losses else {}
+                left_out = [] if self.kept_losses else ["loss", "grad_norm"]
+                logs = {name: value for name, value in logs.items() if name not in left_out}
+            self.kept_losses = []
         self.state.epoch = round(self.state.global_step / self.run.order.steps_per_epoch, 6)
         super().log(logs, start_time)
         if now_s - self.metrics_written_s >= METRICS_INTERVAL_S or self.state.global_step >= self.state.max_steps:
@@ -154,7 +215,7 @@ class PackedTrainer(transformers.Trainer):
 
     def record(self, entry: dict[str, Any]) -> None:
         """One more line of metrics.jsonl, at once."""
-        self.state.log_history.append(entry | {"step": self.state.global_step})
+        self.state.log_history.append({"step": self.state.global_step} | entry)
         self.write_metrics()
 
     def write_metrics(self) -> None:
@@ -239,6 +300,7 @@ class PackedTrainer(transformers.Trainer):
             "data_digest": manifest["digest"],
             "tokenizer_digest": manifest["tokenizer"]["digest"],
             "step": self.state.global_step,
+            **({"continues": self.run.task.start_digest} if self.run.task.start_digest else {}),
         }
 
     def prove(self, rows: Rows) -> None:
@@ -279,11 +341,22 @@ class PackedTrainer(transformers.Trainer):
         record = {"step": self.state.global_step, "prompt": config.sample_prompt, "text": completion.text}
         storage.write_json(storage.join(config.output_dir, "samples", f"{name}.json"), record)
 
+    def explain_plateau(self) -> None:
+        """Where the loss gate sees a plateau, what it stands on goes into metrics.jsonl; see `hardest.py`."""
+        losses, held_out = (
+            [(entry["step"], entry[name]) for entry in self.state.log_history if name in entry]
+            for name in ("loss", "heldout_loss")
+        )
+        parameters = sum(p.numel() for name, p in self.model.named_parameters() if ".lora_" not in name)
+        if gate.judge(losses, held_out, parameters).word.startswith("plateau"):
+            self.record(hardest.find(self))
+
     def finish(self) -> None:
         """Write the adapter, re-opened and checked, to the run's `adapter/`; its `raystyle_adapter.json` comes last."""
         if self.is_world_process_zero():
+            self.explain_plateau()
             with tempfile.TemporaryDirectory(prefix="raystyle-adapter-") as directory:
-                adapters.save(self.model, directory, self.about())
+                lora.save(self.model, directory, self.about())
                 adapters.verify(directory, self.run.task.layer_counts)
                 storage.upload(directory, storage.join(self.run.config.output_dir, "adapter"))
 

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from raystyle import flags, pipeline
 from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, RunError, TrainingError
+from raystyle.training import checkpoints
 
 pytestmark = pytest.mark.e2e
 
@@ -66,29 +68,18 @@ def undisturbed(ray_local, tiny_model, tiny_prepared, tmp_path_factory):
     return run(tiny_model, tiny_prepared, output), output
 
 
-def wait_for_step(output: Path, step: int, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        metrics = output / "metrics.jsonl"
-        if metrics.exists() and any(json.loads(line)["step"] >= step for line in metrics.read_text().splitlines()):
-            return
+def wait_for_checkpoint(output: Path, step: int, timeout_s: float = 300) -> None:
+    """Until there is a whole checkpoint of that step: its training goes on meanwhile."""
+    place, deadline = str(output / "checkpoints" / checkpoints.name_of(step)), time.monotonic() + timeout_s
+    while not checkpoints.is_good(place):
+        assert time.monotonic() < deadline, f"step {step} did not come in {timeout_s} s"
         time.sleep(0.05)
-    raise AssertionError(f"step {step} did not come in {timeout_s} s")
 
 
-def train_workers() -> list[int]:
-    """Process ids of this test's own Ray's training workers: descendants of this process, by Ray's process title."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    processes = {
-        int(p): (int(parent), title) for p, parent, title in (line.split(None, 2) for line in listed.splitlines())
-    }
-
-    def is_ours(pid: int) -> bool:
-        while pid in processes and pid != os.getpid():
-            pid = processes[pid][0]
-        return pid == os.getpid()
-
-    return [pid for pid, (_, title) in processes.items() if title.startswith("ray::RayTrainWorker") and is_ours(pid)]
+def train_workers(of: int | None = None) -> list[psutil.Process]:
+    """The training workers below a process, by default this one."""
+    below = psutil.Process(of).children(recursive=True)
+    return [process for process in below if process.name().startswith("ray::RayTrain")]
 
 
 def test_a_run_leaves_everything_it_promises(undisturbed, tiny_model):
@@ -159,9 +150,9 @@ def test_a_killed_worker_changes_nothing(undisturbed, tiny_model, tiny_prepared,
     killed = []
 
     def kill():
-        wait_for_step(output, 40)
+        wait_for_checkpoint(output, 30)
         killed.extend(train_workers()[:1])
-        os.kill(killed[0], signal.SIGKILL)
+        killed[0].kill()
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -180,18 +171,19 @@ def test_a_killed_job_continues_by_the_same_command_past_a_torn_checkpoint(
     output = tmp_path / "r"
     command = [sys.executable, "-m", "raystyle", "train", *words(tiny_model, tiny_prepared, output)]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_step(output, 60)
+    wait_for_checkpoint(output, 60)
+    workers = train_workers(job.pid)
     job.kill()
     job.wait()
-    time.sleep(3)
+    assert workers and not psutil.wait_procs(workers, timeout=120)[1]
     assert not (output / "adapter").exists()
-    newest = max((output / "checkpoints").glob("step-*"))
-    torn = output / "checkpoints" / "step-00000110"
+    newest, _ = checkpoints.last_good(str(output / "checkpoints"))
+    torn = output / "checkpoints" / checkpoints.name_of(STEPS - 10)
     shutil.copytree(newest, torn)
     (torn / "optimizer.safetensors").write_bytes((torn / "optimizer.safetensors").read_bytes()[:100])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"continued from the checkpoint of step {int(newest.name[5:])}" in done.stderr
+    assert f"continued from the checkpoint of step {int(newest[-8:])}" in done.stderr
     assert not torn.exists()
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [entry["step"] for entry in metrics if "loss" in entry]
@@ -210,9 +202,9 @@ def test_ctrl_c_leaves_a_run_that_says_how_to_go_on(tiny_model, tiny_prepared, t
         *words(tiny_model, tiny_prepared, tmp_path / "r", max_steps=5000),
     ]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for_step(tmp_path / "r", 30)
+    wait_for_checkpoint(tmp_path / "r", 30)
     job.send_signal(signal.SIGINT)
-    _, said = job.communicate(timeout=60)
+    _, said = job.communicate(timeout=300)
     assert job.returncode == 130
     assert "the same command continues" in said
     assert "Traceback" not in said
@@ -238,6 +230,63 @@ def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_mo
     )
     assert any(entry.get("continued_from_step") == 60 for entry in result.metrics)
     assert distance(adapter(output), adapter(reference_output)) < 1e-5
+
+
+def test_a_second_stage_begins_as_the_adapter_it_continues_from(undisturbed, tiny_model, tiny_prepared, tmp_path):
+    """With LoRA+, whose groups of parameters must come back from a checkpoint: under DDP, then ZeRO-2 on two workers."""
+    first, first_output = undisturbed
+    output = tmp_path / "r"
+    stage = {"lora_path": first_output, "max_steps": 8, "save_steps": 4, "loraplus_lr_ratio": 4}
+    second = run(tiny_model, tiny_prepared, output, **stage)
+    assert second.values("heldout_loss")[0] == pytest.approx(first.values("heldout_loss")[-1], abs=1e-6)
+    about = json.loads((output / "adapter" / "raystyle_adapter.json").read_text())
+    assert (
+        about["continues"]
+        == json.loads((first_output / "adapter" / "raystyle_adapter.json").read_text())["fingerprint"]
+    )
+    whole = adapter(output)
+    assert distance(whole, adapter(first_output)) > 1e-3
+    shutil.rmtree(output / "adapter")
+    shutil.rmtree(output / "checkpoints" / "step-00000008")
+    workers = {"num_workers": 2, "gradient_accumulation_steps": 2, "deepspeed": "zero2"}
+    again = run(tiny_model, tiny_prepared, output, **stage | workers)
+    assert any(entry.get("continued_from_step") == 4 for entry in again.metrics)
+    assert distance(adapter(output), whole) < 1e-5
+    with pytest.raises(RunError, match="`lora_path` was "):
+        run(tiny_model, tiny_prepared, output, **stage | {"lora_path": first_output / "checkpoints" / "step-00000030"})
+    with pytest.raises(ConfigError, match="`lora_r` is 8, and the adapter"):
+        run(tiny_model, tiny_prepared, tmp_path / "other", **stage | {"lora_r": 8})
+
+
+def test_a_mixture_of_experts_trains_continues_and_is_merged(ray_local, tiny_prepared, tmp_path):
+    """LoRA on attention and on the fused experts, with gradient checkpointing, on other workers after the checkpoint."""
+    import builders
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from raystyle import models
+    from raystyle.config import ExportConfig
+
+    model, output = builders.write_model(tmp_path / "mixtral", family="mixtral"), tmp_path / "r"
+    settings = {
+        "lora_target_modules": "all-linear", "lora_target_parameters": "experts", "lora_dropout": 0, "max_steps": 20,
+        "save_steps": 10, "gradient_checkpointing": True, "learning_rate": 1e-2,
+    }  # fmt: skip
+    result = run(model, tiny_prepared, output, **settings)
+    assert sum(losses(result)[-5:]) < sum(losses(result)[:5]) - 0.1
+    assert any(entry.get("isolation_logit_difference", 1) < 1e-4 for entry in result.metrics)
+    whole = adapter(output)
+    assert any(".experts.base_layer.lora_B" in name and tensor.any() for name, tensor in whole.items())
+    shutil.rmtree(output / "adapter")
+    shutil.rmtree(output / "checkpoints" / "step-00000020")
+    again = run(model, tiny_prepared, output, **settings, num_workers=2, gradient_accumulation_steps=2)
+    assert any(entry.get("continued_from_step") == 10 for entry in again.metrics)
+    assert distance(adapter(output), whole) < 1e-4
+    export = {"model_name_or_path": str(model), "lora_path": str(output), "output_dir": str(tmp_path / "merged")}
+    merged = AutoModelForCausalLM.from_pretrained(pipeline.export(flags.from_dict(ExportConfig, export)))
+    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("今日天气", return_tensors="pt").input_ids
+    tuned = models.load_adapter(models.load_base(str(model), dtype=torch.float32), str(output / "adapter"))
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, tuned(ids).logits, atol=1e-5, rtol=1e-4)
 
 
 def test_a_worker_s_own_error_ends_the_run_with_its_reason(ray_local, tiny_model, tiny_prepared, tmp_path):

@@ -56,25 +56,6 @@ def test_gradients_do_not_cross_a_boundary(model, ids_T):
     assert 6 in reached
 
 
-def test_the_proof_catches_a_model_that_ignores_boundaries(tiny_model, ids_T):
-    """A flat batch given to plain SDPA without boundaries is the mistake that peers make."""
-    from transformers import AutoModelForCausalLM
-
-    class Deaf(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="sdpa")
-
-        def get_base_model(self):
-            return self.inner
-
-        def forward(self, input_ids, use_cache, position_ids=None, block_lengths=None):
-            return self.inner(input_ids, position_ids=torch.arange(input_ids.shape[1])[None], use_cache=use_cache)
-
-    with pytest.raises(TrainingError, match="not isolated"):
-        attention.prove_isolation(Deaf(), ids_T, LENGTHS, attention.PACKED_SDPA)
-
-
 @pytest.mark.parametrize("window", [3, 6, 64])
 def test_sliding_windows_are_kept(window):
     """Packed SDPA makes the band that transformers would give as a mask; the proof compares it with transformers' own."""
@@ -89,6 +70,42 @@ def test_sliding_windows_are_kept(window):
     model = with_lora(MistralForCausalLM(config))
     ids_T = torch.randint(0, 300, (40,))
     assert attention.prove_isolation(model, ids_T, [17, 23], attention.PACKED_SDPA) < 1e-5
+
+
+class Deaf(torch.nn.Module):
+    """A flat batch given to plain SDPA without boundaries is the mistake that peers make."""
+
+    def __init__(self, path):
+        from transformers import AutoModelForCausalLM
+
+        super().__init__()
+        self.inner = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
+
+    def get_base_model(self):
+        return self.inner
+
+    def forward(self, input_ids, use_cache, position_ids=None, block_lengths=None):
+        return self.inner(input_ids, position_ids=torch.arange(input_ids.shape[1])[None], use_cache=use_cache)
+
+
+def test_the_proof_catches_a_model_that_ignores_boundaries(tiny_model, ids_T):
+    with pytest.raises(TrainingError, match="not isolated"):
+        attention.prove_isolation(Deaf(tiny_model), ids_T, LENGTHS, attention.PACKED_SDPA)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_a_mixture_of_experts_is_isolated_and_one_that_is_not_is_caught(family, tmp_path, ids_T):
+    """Experts take the tokens of all blocks at once: the last bits of their sums depend on the company."""
+    import builders
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    path = builders.write_model(tmp_path / "m", family=family)
+    model = with_lora(AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention.PACKED_SDPA))
+    for lengths in (LENGTHS, [6, 6, 6], [1, 16, 1]):
+        assert attention.prove_isolation(model, ids_T, lengths, attention.PACKED_SDPA) < 1e-5
+    with pytest.raises(TrainingError, match="not isolated"):
+        attention.prove_isolation(Deaf(path), ids_T, LENGTHS, attention.PACKED_SDPA)
 
 
 def test_a_leak_too_small_for_the_tolerance_is_caught_by_the_second_check(model, ids_T):

@@ -56,7 +56,7 @@ def save(directory, trained, step=3):
 def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path, tiny_model, trained):
     save(tmp_path / "c", trained)
     model, optimizer, scheduler = make(tiny_model, steps=0)
-    checkpoints.load_adapter(str(tmp_path / "c"), model)
+    lora.load(str(tmp_path / "c"), model)
     checkpoints.restore_optimizer(checkpoints.read_optimizer(str(tmp_path / "c")), model, optimizer)
     checkpoints.restore_schedule(3, scheduler, optimizer)
     for parts in (trained, (model, optimizer, scheduler)):

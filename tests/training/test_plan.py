@@ -132,6 +132,51 @@ def test_a_target_that_matches_nothing_is_refused_with_the_nearest():
     assert {layer.name for layer in models.targeted(LLAMA_3_8B, ("all-linear",))} == set(config().lora_target_modules)
 
 
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"use_dora": True}, "`use_dora`"),
+        ({"modules_to_save": ["lm_head"]}, "`modules_to_save`"),
+        ({"init_lora_weights": "pissa", "lora_r": 1024, "lora_alpha": 1024}, "`r`"),  # twice the rank is too much
+        ({"use_rslora": True, "lora_alpha": 16}, None),
+        ({"init_lora_weights": "pissa", "loraplus_lr_ratio": 16}, None),
+    ],
+)
+def test_what_serving_cannot_take_is_said_beforehand(values, named):
+    said = [warning for warning in make(config(**values)).warnings if "raystyle export" in warning]
+    assert len(said) == (named is not None)
+    assert all(f"an adapter with {named}: merge" in warning for warning in said)
+
+
+MIXTRAL = {
+    "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
+    "max_position_embeddings": 32_768, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_8x7b_is_counted_from_its_config_alone(tmp_path):
+    """46.7 billion parameters, 12.9 billion of them in a token's way (Jiang et al. 2024, "Mixtral of Experts")."""
+    from transformers import MixtralConfig
+
+    MixtralConfig(**MIXTRAL).save_pretrained(tmp_path)
+    shapes = models.read_shapes(str(tmp_path))
+    assert shapes.parameters == 46_702_792_704
+    assert [(layer.name, layer.count, layer.copies, layer.active) for layer in shapes.experts] == [
+        ("experts.gate_up_proj", 32, 8, 2), ("experts.down_proj", 32, 8, 2)
+    ]  # fmt: skip
+    products = plan.flops_per_token(shapes, 0, 0, recompute=False) / 4
+    routers, embedding = 32 * 8 * 4096, 32_000 * 4096
+    assert products + routers + embedding == pytest.approx(12.9e9, rel=0.005)
+    settings = config(
+        lora_target_modules=["all-linear"], lora_target_parameters=["experts"], lora_r=8, lora_alpha=16, lora_dropout=0
+    )
+    targets = models.targeted(shapes, settings.lora_target_modules, settings.lora_target_parameters)
+    attention = 32 * 8 * (2 * (4096 + 4096) + 2 * (4096 + 1024))
+    experts = 32 * 8 * 8 * ((4096 + 2 * 14_336) + (14_336 + 4096))
+    assert plan.trainable_parameters(settings, shapes, targets) == attention + experts
+
+
 def test_the_description_names_every_figure():
     text = plan.describe(make())
     for expected in ("11,250", "46,080,000", "524,288", "88", "335,544,320", "never comes"):
