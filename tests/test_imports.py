@@ -20,9 +20,7 @@ RAY_FILES = {
     "serving/lifetime.py",
     "doctor/cluster.py",
     "cli.py",
-} | {  # fmt: skip
-    f"training/{name}.py" for name in ("fit", "loop", "trainer", "validation")
-}
+} | {f"training/{name}.py" for name in ("fit", "loop", "trainer", "validation")}
 
 
 def modules():
