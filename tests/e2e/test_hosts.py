@@ -39,6 +39,7 @@ def flags(model, output) -> list[object]:
     small = ["--config", "jobs/configs/demo.json", "--lora_r", 4, "--lora_alpha", 8, "--max_steps", 4, "--seed", 1]
     small += ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 1, "--num_workers", 2]
     small += ["--max_seq_length", 64, "--segment_length", 64, "--dedup", "none", "--eval_style", "off"]
+    small += ["--save_steps", 4, "--sample_prompt", ""]
     places = ["--model_name_or_path", model, "--dataset_path", f"{BUCKET}/novels", "--output_dir", output]
     return [*small, *places, "--prepare_on", "pool=cpu", "--train_on", "pool=cpu"]
 
