@@ -39,7 +39,7 @@ check: setup
 		raystyle/training_arguments.py raystyle/storage.py raystyle/tokens.py raystyle/training/plan.py \
 		$$(ls raystyle/corpus/*.py | grep -v prepare.py) \
 		$$(ls raystyle/style/*.py | grep -v evaluate.py) raystyle/style/report/*.py raystyle/training/gate.py \
-		raystyle/training/metrics.py raystyle/tensors.py raystyle/lora_config.py \
+		raystyle/training/metrics.py raystyle/doctor/machine.py raystyle/tensors.py raystyle/lora_config.py \
 		$$(ls raystyle/serving/*.py | grep -v -e app.py -e replica.py)
 	$(BIN)/python docs/generate.py --check
 

@@ -304,3 +304,13 @@ def test_a_job_takes_little_along_and_all_it_needs(tmp_path):
     assert needed <= names
     assert {name.partition("/")[0] for name in names} <= {"raystyle", "jobs", "pyproject.toml", ".gitignore"}
     assert package.stat().st_size < 2_000_000
+
+
+def test_hosted_ci_runs_what_a_person_types():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert [step["run"] for step in steps if "run" in step] == ["make demo", "make test"]
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step)

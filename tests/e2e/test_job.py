@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -223,22 +224,29 @@ def test_a_job_trains_and_leaves_its_adapter_where_the_flag_says(cluster, tiny_m
 
 def test_a_stopped_job_continues_where_it_was(cluster, tiny_model, tiny_prepared, tmp_path):
     address, environment = cluster
-    words = [*small(tiny_model, tiny_prepared, tmp_path / "run"), "--max_steps", 24, "--save_steps", 4]
+    words = [*small(tiny_model, tiny_prepared, tmp_path / "run"), "--max_steps", 40, "--save_steps", 4]
     job = ["job", "submit", "--address", address, "--no-wait", "--submission-id", "to-be-stopped", "--working-dir", "."]
     command = [RAY, *job, "--", "python", "jobs/train.py", *map(str, words)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
-    deadline = time.monotonic() + 180
-    while not list((tmp_path / "run/checkpoints").glob("*/checkpoint.json")):
-        assert time.monotonic() < deadline, "no checkpoint"
-        time.sleep(0.1)
-    stop = [RAY, "job", "stop", "--address", address, "to-be-stopped"]
-    assert subprocess.run(stop, env=environment, capture_output=True, timeout=120).returncode == 0
+    wait_for(lambda: list((tmp_path / "run/checkpoints").glob("*/checkpoint.json")), "no checkpoint")
+    # What `ray job stop` asks for; the command itself takes seconds to start, in which the run could end.
+    token = (Path.home() / ".ray/auth_token").read_text().strip()
+    with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
+        assert client.post("/api/jobs/to-be-stopped/stop").json()["stopped"]
+        wait_for(lambda: client.get("/api/jobs/to-be-stopped").json()["status"] == "STOPPED", "it does not stop")
     assert not (tmp_path / "run/adapter").exists(), "it had ended before it was stopped"
     done = submit(cluster, "jobs/train.py", *words)
     assert done.returncode == 0, done.stdout
     about = json.loads((tmp_path / "run/adapter/raystyle_adapter.json").read_text())
-    assert about["step"] == 24
+    assert about["step"] == 40
     assert "continued from the checkpoint of step" in done.stdout
+
+
+def wait_for(condition: Callable[[], object], otherwise: str, timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)
 
 
 def test_a_pipeline_writes_no_secret_anywhere(cluster, bucket, tiny_model, tmp_path):

@@ -45,7 +45,7 @@ def trainer_for(model_path, prepared, output, tokenizer=None, **values):
     return PackedTrainer(
         model=lora.attach(base, config),
         args=arguments,
-        train_dataset=Placed(rows),
+        train_dataset=Placed(rows, order),
         data_collator=lambda batch: flat_batch(batch, config.isolation, attention.PACKED_SDPA),
         run=Run(config, task, Worker(0, 1, lambda step, directory: None), order, tokenizer, attention.PACKED_SDPA, ()),
     )
