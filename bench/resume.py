@@ -250,20 +250,32 @@ def _is_over(output: Path, stage: str) -> bool:
     return any(any(output.glob(STAGES[name])) for name in names[names.index(stage) + 1 :])
 
 
+class Cluster(NamedTuple):
+    """A Ray of two nodes with one core each: its address, its nodes, and what kills the second and starts it again."""
+
+    address: str
+    nodes: list[Run]
+    kill_second: Callable[[], None]
+    start_second: Callable[[], None]
+
+
 @contextlib.contextmanager
-def cluster(work: Path) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The address of a Ray of two nodes with one core each, and what kills the second."""
+def cluster(**variables: str) -> Iterator[Cluster]:
+    """Two nodes, with these variables in the environment of all that they start."""
     ray = str(Path(sys.executable).parent / "ray")
     environment = {**_without(os.environ, "RAY_ADDRESS"), "RAY_AUTH_MODE": "token"}
     subprocess.run([ray, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    ports = iter(_free_ports(16))
+    ports = iter(_free_ports(120))
     nodes: list[Run] = []
 
     def start(*words: str) -> None:
         names = ("node-manager", "object-manager", "dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export")
         own = [f"--{name}-port={next(ports)}" for name in (*names, "runtime-env-agent")]
         shared = ["--block", "--num-cpus=1", "--disable-usage-stats", "--object-store-memory=300000000"]
-        nodes.append(Run([ray, "start", *words, *own, *shared], RAY_AUTH_MODE="token"))
+        nodes.append(Run([ray, "start", *words, *own, *shared], **{**variables, "RAY_AUTH_MODE": "token"}))
+
+    def start_second() -> None:
+        start(f"--address={address}", "--node-ip-address=127.0.0.2")
 
     port = next(ports)
     # Ray keeps Unix sockets below its temporary folder, whose path may have 60 characters or so.
@@ -278,14 +290,14 @@ def cluster(work: Path) -> Iterator[tuple[str, Callable[[], None]]]:
             f"--temp-dir={folder}/1",
         )
         _wait_for_port(port)
-        start(f"--address={address}", "--node-ip-address=127.0.0.2")
+        start_second()
         deadline = time.monotonic() + 60
         probe = f"import ray; ray.init('{address}', log_to_driver=False); print(len(ray.nodes()))"
         while subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True).stdout.strip() != "2":  # fmt: skip
             if time.monotonic() > deadline:
                 raise AssertionError("the second node does not join")
             time.sleep(1)
-        yield address, lambda: _check(nodes[1].kill("everything", random.Random(0)))
+        yield Cluster(address, nodes, lambda: _check(nodes[-1].kill("everything", random.Random(0))), start_second)
     finally:
         for node in nodes:
             node.kill("everything", random.Random(0))
@@ -320,14 +332,14 @@ def _wait_for_port(port: int) -> None:
     raise AssertionError(f"nothing listens at port {port}")
 
 
-def lose_a_node(words: list[str], output: Path, work: Path, delay_s: float) -> tuple[int, float]:
+def lose_a_node(words: list[str], output: Path, delay_s: float) -> tuple[int, float]:
     """Kill the second of two nodes while cleaning; tasks done by then, and how long the run went on by itself."""
-    with cluster(work) as (address, kill_second):
-        run = Run(words, RAY_ADDRESS=address, RAY_AUTH_MODE="token")
+    with cluster() as ray:
+        run = Run(words, RAY_ADDRESS=ray.address, RAY_AUTH_MODE="token")
         while not run.ended() and not signs(output, "cleaning"):
             time.sleep(0.02)
         time.sleep(delay_s)
-        kill_second()
+        ray.kill_second()
         done, then = len(markers(output)), time.monotonic()
         code, said = run.wait()
         if code:
@@ -370,7 +382,7 @@ def main() -> None:
         shutil.rmtree(output)
         found += [(number, one) for one in rounds]
         print(number, *rounds or ["over before it was killed"], flush=True)
-    done, on_s = lose_a_node(command(work / "in", work / "disturbed", tokenizer), work / "disturbed", work, 0.3)
+    done, on_s = lose_a_node(command(work / "in", work / "disturbed", tokenizer), work / "disturbed", 0.3)
     _same(expected, work / "disturbed", "with a node lost")
     print(f"node lost after {done} tasks; {on_s:.0f} s more", flush=True)
     if args.rounds >= 20:
