@@ -104,7 +104,7 @@ def measure(shape: dict[str, int], segment: int, way: dict[str, Any], profile: P
     fused = lora_linear.fuse(model) if way.get("fused", True) else 0
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     row = SEGMENTS * segment
-    needs = memory.of(config, shapes, row, trainable, liger=has_liger)
+    needs = memory.of(config, shapes, row, trainable, has_liger=has_liger)
     device_bytes = way["device_gb"] * 10**9 if "device_gb" in way else available_bytes()
     recomputing = way.get("recomputing", 0)
     recomputing = needs.fewest_recomputing(device_bytes) if recomputing is None else recomputing
