@@ -153,7 +153,7 @@ def measure(shape: dict[str, int], segment: int, way: dict[str, Any], profile: P
     if profile is not None:
         profile.write_text(kernel_times(one_step))
     speed = batches.numel() / statistics.median(seconds)
-    flops = plan.flops_per_token(shapes, trainable, segment, recompute=False)
+    flops = plan.flops_per_token(shapes, trainable, segment)
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
     return {
         "attention": implementation, "liger": has_liger, "fused_layers": fused, "rows": way["rows"],
