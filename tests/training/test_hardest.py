@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_guard import trainer_for
+from test_training_guard import trainer_for
 
 from raystyle import storage, tokens
 from raystyle.training import gate, hardest, metrics, report
