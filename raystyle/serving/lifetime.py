@@ -29,9 +29,9 @@ def driver() -> Any:
 
 async def end_of(driver: Any) -> None:
     """Returns when the driver has ended."""
-    from ray.exceptions import RayActorError
+    from ray.exceptions import ActorDiedError
 
     try:
         await driver.end.remote()
-    except RayActorError:
+    except ActorDiedError:  # for good: one that cannot be reached, or starts again, is asked again by Ray
         return

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("joined")]
 
 ROOT = Path(__file__).parents[2]
 
 
-def raystyle(*words: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def raystyle(*words: object, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "raystyle", *map(str, words)], capture_output=True, text=True, timeout=timeout_s
     )
@@ -105,13 +105,14 @@ def test_unknown_commands_and_no_command():
 
 
 def test_help_is_quick():
-    """Well under a second on an idle machine; the best of five, for the tests share theirs."""
-    times_s = []
-    for _ in range(5):
+    """Well under a second where torch alone takes two; the best of three, for the tests share their machine."""
+
+    def seconds(*words: str) -> float:
         started_s = time.monotonic()
-        assert raystyle("--help").returncode == 0
-        times_s.append(time.monotonic() - started_s)
-    assert min(times_s) < 1
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        return time.monotonic() - started_s
+
+    assert min(seconds("-m", "raystyle", "--help") for _ in range(3)) < 0.5 * seconds("-c", "import torch")
 
 
 @pytest.mark.parametrize(
