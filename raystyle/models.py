@@ -116,7 +116,8 @@ def load_base(
 
     quantization = None
     if load_in_4bit:
-        quantization = BitsAndBytesConfig(
+        settings: Any = BitsAndBytesConfig  # its signature has no types
+        quantization = settings(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,

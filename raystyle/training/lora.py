@@ -1,7 +1,7 @@
 """Which parts of a model get LoRA, and of which kind; saved in PEFT's format, and merged again for export."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from raystyle import adapters, models
 from raystyle.config import TrainConfig
@@ -52,6 +52,7 @@ def attach(model: Any, config: TrainConfig) -> "PeftModel":
         if parameter.ndim == 3
     ]
     every = config.lora_target_modules == ("all-linear",)
+    start: Any = True if config.init_lora_weights == "default" else config.init_lora_weights
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
@@ -61,16 +62,16 @@ def attach(model: Any, config: TrainConfig) -> "PeftModel":
         modules_to_save=list(config.modules_to_save) or None,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        init_lora_weights=True if config.init_lora_weights == "default" else config.init_lora_weights,  # type: ignore[arg-type]
+        init_lora_weights=start,
         bias="none",
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(config.seed)
-    tuned = get_peft_model(model, lora)
+    tuned: Any = get_peft_model(model, lora)
     if config.init_lora_weights.startswith("pissa"):
         pissa.remember(tuned)
     _keep_in_fp32(tuned)
-    return tuned  # type: ignore[no-any-return]
+    return cast("PeftModel", tuned)
 
 
 def _keep_in_fp32(model: "PeftModel") -> None:
