@@ -78,10 +78,13 @@ def of(
     base = (
         size * (shapes.parameters - products) + products * 33 // 64 if config.load_in_4bit else size * shapes.parameters
     )
+    # DeepSpeed's presets, by what sharding.py says of them; of a file no more is taken for granted than stage 1.
+    preset = config.deepspeed or ""
+    shards = config.max_workers if preset else 1
     return Memory(
-        base=base,
+        base=0 if preset == "zero3_offload" else base // shards if preset == "zero3" else base,
         lora=8 * trainable,
-        optimizer=8 * trainable // (config.max_workers if config.deepspeed else 1),
+        optimizer=0 if preset.endswith("_offload") else 8 * trainable // shards,
         loss=2 * min(4 * tokens * shapes.vocab_size, CHUNK_BYTES) + 2 * d * size * tokens,
         layer=layer * tokens,
         layer_input=d * size * tokens,

@@ -37,3 +37,7 @@ def test_a_base_in_4_bits_and_sharded_states_need_less():
     sharded = memory.of(config(deepspeed="zero2", num_workers=4), LLAMA_3_8B, 4096, TRAINABLE)
     assert sharded.optimizer == whole.optimizer // 4
     assert dataclasses.replace(sharded, optimizer=whole.optimizer) == whole
+    spread = memory.of(config(deepspeed="zero3", num_workers=4), LLAMA_3_8B, 4096, TRAINABLE)
+    assert spread.base == whole.base // 4
+    away = memory.of(config(deepspeed="zero3_offload", num_workers=4), LLAMA_3_8B, 4096, TRAINABLE)
+    assert (away.base, away.optimizer) == (0, 0)
