@@ -169,13 +169,13 @@ def test_torchrun_continues_with_two_workers_what_ray_began(undisturbed, tiny_mo
     output = tmp_path / "r"
     shutil.copytree(reference_output, output)
     shutil.rmtree(output / "adapter")
-    shutil.rmtree(output / "checkpoints" / "step-00000120")
+    shutil.rmtree(output / "checkpoints" / checkpoints.name_of(STEPS))
     launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, "-m", "raystyle.training.loop", *words(tiny_model, tiny_prepared, output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     told = metrics.read(str(output))
-    assert any(entry.get("continued_from_step") == 90 for entry in told)
+    assert any(entry.get("continued_from_step") == STEPS - EVERY for entry in told)
     assert [entry["loss"] for entry in told if "loss" in entry] == pytest.approx(losses(reference), abs=1e-5)
     assert distance(adapter(output), adapter(reference_output)) < 1e-5
 
