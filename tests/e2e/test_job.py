@@ -100,13 +100,9 @@ def cluster(tmp_path_factory, s3_server):
 
 
 def submit(cluster, *words: object) -> subprocess.CompletedProcess[str]:
-    return submit_any(cluster, "python", *words)
-
-
-def submit_any(cluster, *words: object) -> subprocess.CompletedProcess[str]:
     address, environment = cluster
     travels = ["--working-dir", ".", "--runtime-env", "cluster/runtime-env.yaml"]
-    command = [RAY, "job", "submit", "--address", address, *travels, "--", *map(str, words)]
+    command = [RAY, "job", "submit", "--address", address, *travels, "--", "python", *map(str, words)]
     return subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
