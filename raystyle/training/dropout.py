@@ -1,6 +1,6 @@
 """Dropout whose mask comes from a seed, so that the backward pass can draw it again instead of keeping it.
 
-Two functions need the mask: the input on its way into LoRA, and the gradient on its way back. On a GPU each is one pass
+Every LoRA layer has it, fused or not, so the same step drops the same elements whichever way it is computed. Two functions need the mask: the input on its way into LoRA, and the gradient on its way back. On a GPU each is one pass
 over memory (Triton comes with torch there); elsewhere torch draws the mask. A seed's mask on a GPU is another one than on
 a CPU.
 """
@@ -35,6 +35,37 @@ def kept(x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
     """torch's mask of what remains of x: each element with chance 1 - `share`, from `seed` alone."""
     generator = torch.Generator(x.device).manual_seed(seed)
     return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - share, generator=generator)
+
+
+class SeededDropout(torch.nn.Module):
+    """Dropout that draws a seed at each call, from torch's generator on the CPU, and its mask from that seed.
+
+    Gradient checkpointing puts that generator back before it runs a layer again.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return _Dropout.apply(x, self.p, new_seed())  # type: ignore[no-any-return, no-untyped-call]
+
+
+def new_seed() -> int:
+    return int(torch.randint(2**62, ()))
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+        ctx.share, ctx.seed = share, seed
+        return masked(x, share, seed) / (1 - share)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return masked(gradients[0], ctx.share, ctx.seed) / (1 - ctx.share), None, None
 
 
 def _launch(x: torch.Tensor, total: torch.Tensor, share: float, seed: int, adds: bool) -> torch.Tensor:

@@ -21,18 +21,22 @@ from torch.nn.functional import linear
 from raystyle.training import dropout
 from raystyle.training.loss import is_frozen_linear
 
-SEEDS = 2**62
 # Layers of one block that transformers' models call in this order with the same input.
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def fuse(model: Any) -> int:
-    """Give each plain LoRA layer of a PEFT model the fused pass; returns how many got it.
+    """Give each plain LoRA layer of a PEFT model the fused pass, and all their dropout seeds; returns how many are fused.
 
-    Others (DoRA, quantized bases, sharded weights, LoRA on embeddings) keep PEFT's, as all do in eval mode.
+    Others (DoRA, quantized bases, sharded weights, LoRA on embeddings) keep PEFT's pass, as all do in eval mode.
     """
-    from peft.tuners.lora.layer import Linear
+    from peft.tuners.lora.layer import Linear, LoraLayer
 
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name, drop in module.lora_dropout.items():
+                if isinstance(drop, torch.nn.Dropout):
+                    module.lora_dropout[name] = dropout.SeededDropout(drop.p).train(drop.training)
     fused = {module for module in model.modules() if type(module) is Linear and is_frozen_linear(module.base_layer)}
     alone = set(fused)
     for parent in model.modules():
@@ -93,8 +97,7 @@ def _fused(layers: Sequence[Any], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     for layer in layers:
         [name] = layer.active_adapters
         share = getattr(layer.lora_dropout[name], "p", 0.0)
-        # Drawn on the CPU: gradient checkpointing puts that generator back before it runs the layer again.
-        seed = int(torch.randint(SEEDS, ())) if share else 0
+        seed = dropout.new_seed() if share else 0
         settings.append((layer.scaling[name] / (1 - share), share, seed))
         weights += [
             layer.base_layer.weight,

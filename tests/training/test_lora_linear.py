@@ -71,6 +71,24 @@ def test_dropout_is_one_random_mask_a_layer_scaled_up(monkeypatch):
         torch.testing.assert_close(gradient, expected[name], msg=name)
 
 
+def test_layers_that_cannot_be_fused_drop_the_same_elements():
+    """Weights that DeepSpeed shards keep PEFT's pass; a run must not depend on that."""
+    losses = []
+    for is_sharded in (False, True):
+        model = tiny(dropout=0.3)
+        if is_sharded:
+            for name, parameter in model.named_parameters():
+                if name.endswith("base_layer.weight"):
+                    parameter.ds_id = 0
+        assert lora_linear.fuse(model) == (0 if is_sharded else 14)
+        torch.manual_seed(3)
+        losses.append(losses_and_gradients(model))
+    (fused, fused_gradients), (sharded, sharded_gradients) = losses
+    torch.testing.assert_close(fused, sharded)
+    for name, gradient in fused_gradients.items():
+        torch.testing.assert_close(gradient, sharded_gradients[name], msg=name)
+
+
 UNPATCHED = dropout.kept
 
 
