@@ -6,6 +6,7 @@ when all is well. What is done already is not done again: prepared rows, a finis
     ray job submit --working-dir . -- python jobs/pipeline.py --config … --dataset_path … --output_dir …
 """
 
+import os
 import subprocess
 import sys
 
@@ -18,8 +19,11 @@ words = sys.argv[1:]
 deploy = None
 if "--deploy" in words:
     at = words.index("--deploy")
-    deploy = words[at + 1]
+    deploy = "".join(words[at + 1 : at + 2])
     del words[at : at + 2]
+    if not os.path.isfile(deploy):  # `serve deploy` would take a name that is no file for a Python module
+        print(f"raystyle: error: `--deploy {deploy}` is not a file\nhint: give a Serve config", file=sys.stderr)
+        sys.exit(2)
 
 status = main(["train", *words])
 if status == 0 and "--help" not in words and "-h" not in words:

@@ -116,9 +116,10 @@ def test_the_pipeline_job_goes_from_raw_text_to_a_judged_adapter_and_does_nothin
     assert done.returncode == 0, done.stderr
     for name in ("prepared/manifest.json", "adapter/adapter_model.safetensors", "evaluation.json"):
         assert (folder / "runs/pipeline" / name).exists()
-    again = shell(f"{command} --deploy nowhere.yaml", folder)
+    again = shell(command, folder)
     assert "this run has finished before; nothing was done" in again.stdout
-    assert again.returncode != 0 and "nowhere.yaml" in again.stderr
+    refused = shell(f"{command} --deploy nowhere.yaml", folder)
+    assert (refused.returncode, refused.stdout) == (2, "") and "nowhere.yaml` is not a file" in refused.stderr
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda g: g.name)
