@@ -73,11 +73,12 @@ def _report(task: Task, step: int, directory: str | None) -> None:
     """Hand a checkpoint over by way of Ray Train, which waits until every worker is here."""
     import ray.train
 
+    # Of the same place Ray Train takes only a checkpoint that lies in its own filesystem object.
+    theirs: Any = ray.train.get_context().get_storage()
+
     def upload(checkpoint: Any, name: str) -> Any:
-        uri = storage.join(task.config["output_dir"], "checkpoints", name)
-        checkpoints.upload(checkpoint.path, uri)
-        filesystem, path = storage.filesystem(uri)
-        return ray.train.Checkpoint(path, filesystem)
+        checkpoints.upload(checkpoint.path, storage.join(task.config["output_dir"], "checkpoints", name))
+        return ray.train.Checkpoint(f"{theirs.experiment_fs_path}/{name}", theirs.storage_filesystem)
 
     if directory is None:
         ray.train.report({"step": step})

@@ -394,7 +394,8 @@ def test_a_run_lives_in_object_storage(ray_local, bucket, tiny_model, tiny_prepa
     from raystyle import storage
 
     uri = f"{bucket}/runs/one"
-    run(tiny_model, tiny_prepared, uri, max_steps=4, save_steps=2)
+    first = run(tiny_model, tiny_prepared, uri, max_steps=4, save_steps=2)
+    assert not any("continued_from_step" in entry for entry in first.metrics)  # it came through at the first attempt
     names = {file.uri.removeprefix(f"{uri}/").split("/")[0] for file in storage.list_files(uri)}
     assert names >= {"adapter", "checkpoints", "config.json", "loss.png", "metrics.jsonl", "plan.json", "report.html",
                      "samples", "tensorboard"}  # fmt: skip
