@@ -161,7 +161,9 @@ class Hosts:
 
     def alive(self) -> set[str]:
         """Addresses of the hosts that Ray takes for alive."""
-        code = "import json, ray; ray.init(address='auto', logging_level='error', log_to_driver=False); "
+        # By its address: `auto` takes whatever Ray was started last on this machine, which all hosts share a disk with.
+        address = f"{self.addresses['head']}:{HEAD_PORT}"
+        code = f"import json, ray; ray.init(address='{address}', logging_level='error', log_to_driver=False); "
         code += "print(json.dumps([n['NodeManagerAddress'] for n in ray.nodes() if n['Alive']]))"
         done = self.on("head", sys.executable, "-c", code, check=False)
         lines = done.stdout.strip().splitlines()
