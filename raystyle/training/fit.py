@@ -90,6 +90,7 @@ def fit(
         "is_validated": bool(validating),
         "start_digest": plan.identity["lora_path"],
         "model_flops": plan.model_flops,
+        "parameters": (plan.base_parameters, plan.trainable_parameters),
     }
     checkpoints_dir = storage.join(config.output_dir, "checkpoints")
     # Which checkpoint to continue from is decided by looking at the checkpoints themselves (`checkpoints.last_good`),

@@ -23,7 +23,7 @@ import transformers
 
 from raystyle import models, storage, tokens
 from raystyle.config import TrainConfig
-from raystyle.errors import ConfigError, RaystyleError, StorageError
+from raystyle.errors import ConfigError, RaystyleError, StorageError, TrainingError
 from raystyle.flags import from_dict, parse, to_dict
 from raystyle.training import (
     attention,
@@ -123,11 +123,11 @@ def train(task: Task, worker: Worker) -> None:
             load_in_4bit=config.load_in_4bit,
         )
         has_liger = kernels.apply_liger(base, config.use_liger_kernel, task.use_gpu)
-        shapes = models.shapes_of(base, "")
+        in_base, trained = task.parameters
+        shapes = dataclasses.replace(models.shapes_of(base, ""), parameters=in_base)
         model = lora.attach(base, config)
         lora.check_layers(model, task.layer_counts)
-        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        needs = memory.of(config, shapes, task.manifest["max_seq_length"], trainable, bf16, has_liger)
+        needs = memory.of(config, shapes, task.manifest["max_seq_length"], trained, bf16, has_liger)
         device_bytes = torch.cuda.get_device_properties(device).total_memory if task.use_gpu else None
         step = {
             "attention": implementation.removeprefix("raystyle_"),
@@ -143,13 +143,19 @@ def train(task: Task, worker: Worker) -> None:
             run=Run(config, task, worker, order, tokenizer, implementation, callbacks(config, rank, scratch), step),
         )
         start = resume_point(config.output_dir, rank)
-        if start is None:
-            continuation.take_weights(config, task.start_digest, model)
-            trainer.train()
-        else:
-            with storage.local_copy(start) as directory:
-                lora.load(directory, model)
-                trainer.train(resume_from_checkpoint=directory)
+        try:
+            if start is None:
+                continuation.take_weights(config, task.start_digest, model)
+                trainer.train()
+            else:
+                with storage.local_copy(start) as directory:
+                    lora.load(directory, model)
+                    trainer.train(resume_from_checkpoint=directory)
+        except torch.OutOfMemoryError as error:  # it would only come again
+            raise TrainingError(
+                f"the device's memory is too small for a step: {str(error).splitlines()[0]}\n"
+                "hint: `raystyle plan --fit` with the device's memory (`--fit 80GB`) says what fits"
+            ) from error
         trainer.finish()
     if task.is_validated and rank == 0:
         validation.mark_stopped(config.output_dir)
@@ -261,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_gpu=config.use_gpu if config.use_gpu is not None else torch.cuda.is_available(),
         start_digest=checked.plan.identity["lora_path"],
         model_flops=checked.plan.model_flops,
+        parameters=(checked.plan.base_parameters, checked.plan.trainable_parameters),
     )
 
     def hand_over(step: int, directory: str | None) -> None:

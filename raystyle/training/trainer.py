@@ -44,6 +44,8 @@ class Task:
     is_validated: bool = False  # each checkpoint is evaluated beside training
     start_digest: str | None = None  # of the adapter at `lora_path` that training continues from
     model_flops: tuple[float, float] = (0.0, 0.0)  # see `Plan`
+    # The base's parameters and the trained ones, as the plan counts them: a worker may hold a shard, or 4 bits of each.
+    parameters: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Which errors end a run at once, and which are worth another attempt; what is refused without Ray."""
 
+import dataclasses
+import json
 import re
 import types
 
 import pytest
 import ray.train
 
-from raystyle.errors import ModelError, StorageError
+from raystyle.errors import ModelError, StorageError, TrainingError
+from raystyle.models import shapes_of
 from raystyle.training import loop
 from raystyle.training.plan import FAILURE
 
@@ -42,3 +45,34 @@ def test_raw_text_without_ray_is_refused_once_before_anything_is_written(
     assert loop.main(words) == 2
     assert re.search(says, capsys.readouterr().err)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_device_that_is_too_small_is_told_with_the_way_out_and_counted_as_planned(
+    tiny_model, tiny_prepared, tmp_path, monkeypatch, capsys
+):
+    """What the allocator raises ends the run; what a step needs was counted from the plan, not from what a worker holds."""
+    import torch
+
+    counted = []
+    original = loop.memory.of
+
+    def of(config, shapes, length, trainable, *arguments, **named):
+        counted.append((shapes.parameters, trainable))
+        return original(config, shapes, length, trainable, *arguments, **named)
+
+    def train(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+
+    monkeypatch.setattr(loop.memory, "of", of)
+    monkeypatch.setattr(loop.PackedTrainer, "train", train)
+    monkeypatch.setattr(
+        loop.models, "shapes_of", lambda base, identity: dataclasses.replace(shapes_of(base, identity), parameters=1)
+    )
+    place = {"model_name_or_path": tiny_model, "dataset_path": tiny_prepared, "output_dir": tmp_path / "r"}
+    settings = {"lora_r": 4, "lora_alpha": 8, "max_steps": 2, "use_gpu": "false", "report_to": "none"}
+    words = [str(word) for name, value in (place | settings).items() for word in (f"--{name}", value)]
+    assert loop.main(words) == TrainingError.exit_code
+    assert re.search(r"too small for a step: CUDA out of memory.*2.00 GiB\nhint: .*--fit", capsys.readouterr().err)
+    plan = json.loads((tmp_path / "r" / "plan.json").read_text())
+    assert counted[-1] == (plan["base_parameters"], plan["trainable_parameters"])
+    assert not (tmp_path / "r" / "adapter").exists()
