@@ -28,7 +28,9 @@ def commands(guide: Path) -> list[str]:
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    # With the threads that a reader's shell would give it: the tests' own are few, so that they run side by side.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    environment = {**own, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=1100
     )
