@@ -273,7 +273,7 @@ class TrainConfig(CorpusConfig):
     deepspeed: str | None = option(
         None, "`zero1`, `zero2`, `zero3`, `zero2_offload`, `zero3_offload`, or a DeepSpeed JSON file", path=True
     )
-    streaming: bool = option(False, "train while raw text is being prepared: not there yet; needs --max_steps")
+    streaming: bool = option(False, "make rows of raw text while training, on cores beside it; needs --max_steps")
 
     save_steps: float = option(500.0, "steps between checkpoints, or below 1 a share of all; the end is always saved")
     save_total_limit: int | None = option(None, "how many checkpoints to keep; default: all")

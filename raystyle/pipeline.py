@@ -62,7 +62,9 @@ def rules(config: RulesConfig) -> Iterator[str]:
 
 def preflight(config: TrainConfig) -> checks.Preflight:
     """Everything that can be known before training, checked; raw text is prepared last, and `train` uses the same rows."""
-    return checks.preflight(config, _prepare_inside)
+    from raystyle import streaming
+
+    return checks.preflight(config, _prepare_inside, lambda config: streaming.survey(raw_of(config)))
 
 
 def plan(config: PlanConfig) -> str:
@@ -77,18 +79,22 @@ def plan(config: PlanConfig) -> str:
 
 def _prepare_inside(config: TrainConfig) -> str:
     """Prepare a run's raw text inside the run; returns the prepared directory."""
-    place = storage.join(config.output_dir, "prepared")
+    raw = raw_of(config)
+    prepare(raw)
+    return raw.output_dir
+
+
+def raw_of(config: TrainConfig | SweepConfig) -> PrepareConfig:
+    """How a run's raw text becomes rows."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(CorpusConfig)}
-    raw = PrepareConfig(
+    return PrepareConfig(
         **shared,
         dataset_path=config.dataset_path,
-        output_dir=place,
+        output_dir=storage.join(config.output_dir, "prepared"),
         tokenizer_name_or_path=config.tokenizer_name_or_path or config.model_name_or_path,
         max_seq_length=config.max_seq_length or 4096,
         trust_remote_code=config.trust_remote_code,
     )
-    prepare(raw)
-    return place
 
 
 def train(config: TrainConfig, say: Say) -> Any:
@@ -99,7 +105,13 @@ def train(config: TrainConfig, say: Say) -> Any:
     checked = preflight(config)
     config = checked.config  # with what it takes from the adapter that it continues from
     say(planning.describe(checked.plan))
-    begin = evaluation.of_run(config, checked.prepared_dir, say)
+    stream = None
+    if checks.is_streamed(config):
+        from raystyle import streaming
+
+        stream = streaming.dataset_of(config, raw_of(config), checked.plan.steps)
+        say("a stream: no duplicates are taken out, nothing is held out, and checkpoints are not evaluated")
+    begin = None if stream else evaluation.of_run(config, checked.prepared_dir, say)
     result = fit.fit(
         config,
         checked.plan,
@@ -107,7 +119,10 @@ def train(config: TrainConfig, say: Say) -> Any:
         checked.manifest,
         checked.layer_counts,
         evaluation.validator(begin) if begin else None,
+        stream,
     )
+    if stream and not result.unchanged:
+        say(streaming.told(config.output_dir))
     if not result.unchanged or not storage.exists(storage.join(config.output_dir, "report.html")):
         report.write(config.output_dir, dataclasses.asdict(checked.plan), result.metrics)
         for line in report.said(dataclasses.asdict(checked.plan), result.metrics):

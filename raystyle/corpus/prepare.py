@@ -43,11 +43,11 @@ def prepare(config: PrepareConfig) -> Manifest:
     """
     output = storage.absolute(config.output_dir)
     rules = load_rules(config.rules, config.enable_rules, config.disable_rules)
-    settings = _settings(config)
+    settings = settings_of(config)
     sources, refused = list_sources(config.dataset_path, exclude=output)
     if config.limit:
         sources = shards.sample_sources(sources, config.limit)
-    vocabulary, tokenizer = _load_vocabulary(config)
+    vocabulary, tokenizer = load_vocabulary(config)
     rules_entry = {"name": rules.name, "digest": rules.digest}
     deciding = {**_flat(settings), "code_version": CODE_VERSION}
     wanted = identity(deciding, rules_entry, tokenizer)
@@ -151,7 +151,8 @@ def _make(
     return manifest
 
 
-def _settings(config: PrepareConfig) -> stages.Settings:
+def settings_of(config: PrepareConfig) -> stages.Settings:
+    """The fields of a config that decide what documents and rows are."""
     own = {name: getattr(config, name) for name in stages.Settings._fields if name != "limits"}
     limits = Limits(*(getattr(config, name) for name in Limits._fields))
     if config.records == "segments":
@@ -165,7 +166,8 @@ def _flat(settings: stages.Settings) -> dict[str, Any]:
     return {**flat.pop("limits")._asdict(), **flat}
 
 
-def _load_vocabulary(config: PrepareConfig) -> tuple[collect.Vocabulary | None, dict[str, Any] | None]:
+def load_vocabulary(config: PrepareConfig) -> tuple[collect.Vocabulary | None, dict[str, Any] | None]:
+    """The tokenizer for the tasks, and what the manifest says of it; None twice where none is named."""
     name = config.tokenizer_name_or_path or config.model_name_or_path
     if name is None:
         return None, None
@@ -195,10 +197,7 @@ def _map(
         return []
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        # One process per core: more threads would only get in each other's way.
-        os.environ["TOKENIZERS_PARALLELISM"] = str(threads).lower()
-        os.environ["RAYON_NUM_THREADS"] = "1"
-        pa.set_cpu_count(1)
+        use_one_core(threads)
         result: dict[str, Any] | RaystyleError
         try:
             result = function(*pickle.loads(row["job"]))
@@ -218,6 +217,13 @@ def _map(
             results[row["index"]] = result
             progress.update(sizes[row["index"]])
     return [results[index] for index in range(len(jobs))]
+
+
+def use_one_core(threads: bool = False) -> None:
+    """In a task's process: one process per core, and more threads would only get in each other's way."""
+    os.environ["TOKENIZERS_PARALLELISM"] = str(threads).lower()
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    pa.set_cpu_count(1)
 
 
 def _once(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:

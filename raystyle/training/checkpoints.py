@@ -24,6 +24,11 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(uri: str) -> int:
+    """The step that a checkpoint's name says."""
+    return int(storage.basename(uri).removeprefix("step-"))
+
+
 def save(
     directory: str,
     step: int,
@@ -118,7 +123,7 @@ def all_steps(checkpoints_dir: str) -> dict[int, str]:
         return {}
     names = {file.uri[len(checkpoints_dir) :].strip("/").split("/")[0] for file in storage.list_files(checkpoints_dir)}
     return {
-        int(name.removeprefix("step-")): storage.join(checkpoints_dir, name)
+        step_of(name): storage.join(checkpoints_dir, name)
         for name in sorted(names)
         if name.startswith("step-") and name.removeprefix("step-").isdigit()
     }

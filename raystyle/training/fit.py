@@ -22,6 +22,7 @@ from raystyle.training.follow import followed
 from raystyle.training.metrics import read as read_metrics
 from raystyle.training.plan import FAILURE, Plan
 from raystyle.training.preflight import check_same_run, claim, is_finished
+from raystyle.training.streamed import STREAM
 
 # Ray Train's patch of `print` shows every line twice where Ray sends workers' output to the driver.
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
@@ -47,12 +48,15 @@ def fit(
     manifest: dict[str, Any],
     layer_counts: dict[str, int],
     begin_validation: Callable[[], validation.Validate | None] | None = None,
+    stream: Callable[[], Any] | None = None,
 ) -> TrainResult:
     """Train until the plan's last step, continuing whatever this directory's run has done already.
 
     `begin_validation` is called once the directory is this run's, and may write there. What it returns measures a
     checkpoint, given its URI, and returns numbers by name; it runs beside training where there is room
     (`validation.py`), in a Ray process of its own, and may fail, hang or be killed at no cost to training.
+    `stream` makes the Ray Data dataset of a run whose rows are streamed, from its last checkpoint's cursor on; it is called
+    whenever workers start, on the controller.
     Raises `ConfigError` where Ray has too little for the workers, `TrainingError` where they failed for good.
     """
     import ray.train
@@ -64,7 +68,7 @@ def fit(
     adapter_dir = storage.join(config.output_dir, "adapter")
     if is_finished(adapter_dir, plan.steps):
         return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=True)
-    use_gpu, cpus = resources(config)
+    use_gpu, cpus = resources(config, stream is not None)
     claim(config, plan)
     validate = begin_validation() if begin_validation else None
     node = _place_beside(config, use_gpu, cpus) if validate else None
@@ -91,6 +95,7 @@ def fit(
         "start_digest": plan.identity["lora_path"],
         "model_flops": plan.model_flops,
         "parameters": (plan.base_parameters, plan.trainable_parameters),
+        "stream_shards": manifest.get("stream", {}).get("shards", 0),
     }
     checkpoints_dir = storage.join(config.output_dir, "checkpoints")
     # Which checkpoint to continue from is decided by looking at the checkpoints themselves (`checkpoints.last_good`),
@@ -122,6 +127,7 @@ def fit(
             callbacks=[validation.callback(config.output_dir)] if validating else [],
         ),
         **validating,
+        **(_streaming(config, stream) if stream else {}),
     )
     try:
         with followed(config.output_dir, plan.steps):
@@ -146,6 +152,19 @@ def fit(
         validation.mark_going_on(config.output_dir)  # nobody looks for the mark any more
     metrics.join(config.output_dir)
     return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=False)
+
+
+def _streaming(config: TrainConfig, stream: Callable[[], Any]) -> dict[str, Any]:
+    """Ray Train's arguments for a dataset that is made anew whenever workers start, in one order."""
+    import ray.data
+    import ray.train
+
+    # Order is what makes a worker's share every num_workers-th block; locality would break it.
+    options = ray.data.ExecutionOptions(preserve_order=True, label_selector=labels(config.prepare_on) or None)
+    return {
+        "datasets": {STREAM: stream},
+        "dataset_config": ray.train.DataConfig(execution_options=options, enable_shard_locality=False),
+    }
 
 
 def _place_beside(config: TrainConfig, use_gpu: bool, cpus: int) -> str | None:
@@ -231,7 +250,7 @@ def _fetch_adapter(checkpoint: str, directory: str) -> None:
                 raise StorageError(f"`{storage.join(checkpoint, name)}` is damaged\nhint: choose another checkpoint")
 
 
-def resources(config: TrainConfig) -> tuple[bool, int]:
+def resources(config: TrainConfig, is_streamed: bool = False) -> tuple[bool, int]:
     """Whether to train on GPUs, and how many CPU cores a worker gets. Raises `ConfigError` where Ray has too few."""
     import ray
 
@@ -249,10 +268,13 @@ def resources(config: TrainConfig) -> tuple[bool, int]:
     # A head that takes no work has no CPU to count, nor have nodes without a GPU where GPUs train.
     nodes = [int(node.get("CPU", 0)) for node in fitting if node.get("GPU", 0) or not use_gpu]
     cpus = sum(nodes)
-    share = config.cpus_per_worker or max(1, min([cpus // config.max_workers, *filter(None, nodes)]))
-    if share * fewest > cpus:
+    free = int(ray.cluster_resources().get("CPU", 0)) - cpus
+    spare = int(is_streamed and free < 1)  # a core that makes rows beside the workers
+    share = config.cpus_per_worker or max(1, min([(cpus - spare) // config.max_workers, *filter(None, nodes)]))
+    if share * fewest + spare > cpus:
+        beside = " and one to prepare their rows" if spare else ""
         raise ConfigError(
-            f"{fewest} workers of {share} CPU cores need {share * fewest}, and {who} {cpus}\n"
+            f"{fewest} workers of {share} CPU cores{beside} need {share * fewest + spare}, and {who} {cpus}\n"
             "hint: fewer workers, a smaller `cpus_per_worker`, or a larger cluster"
         )
     return use_gpu, share

@@ -11,12 +11,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from raystyle import storage
-from raystyle.errors import StorageError
-from raystyle.training.rows import Order, Rows, epoch_rows
-
 HISTORY, LEAST = 32, 16  # logged losses whose median a leap is measured from; with fewer than `LEAST` nothing leaps
 MAX_SKIPPED = 10  # bad steps in a row: then it is no longer the text
 ROWS_NAMED = 8
@@ -49,33 +43,11 @@ def worst(batches: Iterable[MicroBatch]) -> list[MicroBatch]:
     return broken or [max(every, key=lambda batch: batch.loss)]
 
 
-def rows_at(order: Order, place: int) -> list[int]:
-    """The rows of the micro-batch that begins at a place in the run."""
-    step, offset = divmod(place, order.global_batch)
-    epoch, position = divmod(step, order.steps_per_epoch)
-    start = position * order.global_batch + offset
-    return epoch_rows(order.num_rows, order.seed, epoch, start, start + order.per_device_batch)
-
-
-def sources(rows: Rows, numbers: Iterable[int]) -> list[str]:
-    """The source files of rows' documents; their ids, where the prepared data does not say."""
+def sources(rows: Any, numbers: Iterable[int]) -> list[str]:
+    """The source files of rows' documents; their ids, where the data does not say."""
     ids = [doc_id for number in numbers if (row := rows[number]) is not None for doc_id in row.doc_ids]
-    known = sources_by_document(rows.prepared_dir)
+    known = rows.sources_by_document()
     return list(dict.fromkeys(known.get(doc_id, doc_id) for doc_id in ids))
-
-
-def sources_by_document(prepared_dir: str) -> dict[str, str]:
-    """doc_id -> source of every document that was packed."""
-    found: dict[str, str] = {}
-    folder = storage.join(prepared_dir, "documents")
-    try:
-        for file in storage.list_files(folder, (".parquet",)) if storage.exists(folder) else []:
-            with storage.open_input(file.uri) as stream:
-                table: Any = pq.read_table(stream, columns=["doc_id", "source"])
-            found |= dict(zip(table["doc_id"].to_pylist(), table["source"].to_pylist(), strict=True))
-    except StorageError:  # then ids are all that can be told
-        pass
-    return found
 
 
 def described(numbers: Sequence[int], names: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from raystyle.training import guard
 from raystyle.training.loss import CHUNK_BYTES, IGNORE
 from raystyle.training.rows import flat_batch
 
-ROWS = 64  # measured, evenly spread over all
+ROWS = 64  # measured, evenly spread over all; of a stream the last ones
 SHOWN_ROWS, SHOWN_LINES, CANDIDATES = 8, 12, 48
 LEAST_TOKENS = 3  # of a line: the loss of one or two says little
 EXCERPT_CHARS = 120
@@ -84,7 +84,7 @@ def find(trainer: Any) -> dict[str, Any]:
     trainer.model.eval()
     lines: list[Line] = []
     means: dict[int, float] = {}
-    for number in np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round().astype(int).tolist():
+    for number in rows.spread(ROWS):
         row = rows[number]
         batch = flat_batch([(0, row)], trainer.run.config.isolation, trainer.run.implementation)
         losses_T = token_losses(trainer, batch)
@@ -100,8 +100,8 @@ def find(trainer: Any) -> dict[str, Any]:
         by_text[line.text].append(line)
     loss_of = {text: statistics.fmean(line.loss for line in found) for text, found in by_text.items()}
     candidates = sorted(loss_of, key=lambda text: -loss_of[text])[:CANDIDATES]
-    repeats = _occurrences(rows.prepared_dir, candidates)
-    known = guard.sources_by_document(rows.prepared_dir)
+    repeats = _occurrences(rows.documents_dir, candidates)
+    known = rows.sources_by_document()
 
     def line_entry(text: str) -> dict[str, Any]:
         times, places = repeats.get(text, (0, []))
@@ -131,11 +131,10 @@ def find(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _occurrences(prepared_dir: str, texts: Sequence[str]) -> dict[str, tuple[int, list[str]]]:
+def _occurrences(folder: str | None, texts: Sequence[str]) -> dict[str, tuple[int, list[str]]]:
     """How often each line stands in all documents, and in which sources first; nothing where there are no documents."""
     found: dict[str, tuple[int, list[str]]] = {}
-    folder = storage.join(prepared_dir, "documents")
-    for file in storage.list_files(folder, (".parquet",)) if storage.exists(folder) else []:
+    for file in storage.list_files(folder, (".parquet",)) if folder else []:
         with storage.open_input(file.uri) as stream:
             table = pq.read_table(stream, columns=["source", "text"])
         padded = pc.binary_join_element_wise("\n", table["text"], "\n", "")

@@ -43,6 +43,7 @@ from raystyle.training.follow import followed
 from raystyle.training.plan import FAILURE, describe
 from raystyle.training.recompute import recompute
 from raystyle.training.rows import Order, Placed, Rows, flat_batch
+from raystyle.training.streamed import STREAM, Streamed, StreamOrder, read_cursor
 from raystyle.training.trainer import PackedTrainer, Run, Task, Worker
 
 
@@ -61,12 +62,21 @@ def train_worker(task_dict: dict[str, Any]) -> None:
     if storage.exists(failure_path):
         return
     try:
-        train(task, Worker(context.get_world_rank(), context.get_world_size(), hand_over))
+        batches = _batches if task.stream_shards else None
+        train(task, Worker(context.get_world_rank(), context.get_world_size(), hand_over, batches))
     except StorageError:
         raise  # storage may answer again in a minute: another attempt is right
     except RaystyleError as error:
         storage.write_json(failure_path, {"error": type(error).__name__, "message": str(error)})
         raise
+
+
+def _batches(rows: int) -> Any:
+    """This worker's share of the stream that Ray Data makes, in tables of so many rows."""
+    import ray.train
+
+    shard = ray.train.get_dataset_shard(STREAM)
+    return shard.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=2)
 
 
 def _report(task: Task, step: int, directory: str | None) -> None:
@@ -102,16 +112,13 @@ def train(task: Task, worker: Worker) -> None:
     implementation = attention.choose(config.attn_implementation, task.use_gpu, bf16)
     tokenizer = tokens.load_tokenizer(_tokenizer_name(config), config.trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="raystyle-train-") as scratch:
-        rows = Rows(task.prepared_dir, task.manifest)
-        order = Order(
-            len(rows),
-            config.global_batch_size,
-            config.per_device_train_batch_size,
-            rank,
-            worker.num_workers,
-            task.steps,
-            config.seed,
-        )
+        order: Order | StreamOrder
+        batch, rows = (config.global_batch_size, config.per_device_train_batch_size), None
+        if worker.batches:
+            order = StreamOrder(*batch, rank, worker.num_workers, task.steps)
+        else:
+            rows = Rows(task.prepared_dir, task.manifest)
+            order = Order(len(rows), *batch, rank, worker.num_workers, task.steps, config.seed)
         arguments = training_arguments(config, task, order.accumulation, scratch, bf16)
         if config.deepspeed:
             sharding.join()
@@ -135,14 +142,23 @@ def train(task: Task, worker: Worker) -> None:
             "fused_lora_layers": lora_linear.fuse(model),
             "recomputing_layers": recompute(model, needs.recomputing(config.gradient_checkpointing, device_bytes)),
         }
+        start = resume_point(config.output_dir, rank)
+        dataset: Placed | Streamed
+        if isinstance(order, StreamOrder):
+            assert worker.batches
+            at = checkpoints.step_of(start) if start else 0
+            batches = worker.batches(config.per_device_train_batch_size)
+            dataset = Streamed(batches, order, at, read_cursor(start), task.stream_shards)
+        else:
+            assert rows
+            dataset = Placed(rows, order)
         trainer = PackedTrainer(
             model=model,
             args=arguments,
-            train_dataset=Placed(rows, order),
+            train_dataset=dataset,
             data_collator=lambda batch: flat_batch(batch, config.isolation, implementation),
             run=Run(config, task, worker, order, tokenizer, implementation, callbacks(config, rank, scratch), step),
         )
-        start = resume_point(config.output_dir, rank)
         try:
             if start is None:
                 continuation.take_weights(config, task.start_digest, model)
@@ -192,6 +208,7 @@ def training_arguments(
             remove_unused_columns=False,
             average_tokens_across_devices=True,
             ddp_find_unused_parameters=False,
+            ignore_data_skip=task.stream_shards > 0,  # a stream begins where it is to go on
             **dict(config.training_args),
         )
     except (ValueError, TypeError, ImportError) as error:

@@ -79,6 +79,7 @@ class Plan:
     model_flops: tuple[float, float]  # of one token: without attention, and for each key that it sees
     identity: dict[str, Any]
     warnings: tuple[str, ...]
+    stream: str | None = None  # what rows are made of while training, in words; their tokens are then estimates
 
 
 def make_plan(
@@ -97,6 +98,9 @@ def make_plan(
     rows, tokens, length = manifest["counts"]["rows"], manifest["counts"]["tokens"], manifest["max_seq_length"]
     _check(config, manifest, shapes)
     batch = config.global_batch_size
+    if "stream" in manifest:  # as many as are asked for, with next to no padding
+        rows = config.max_steps * batch
+        tokens = rows * length
     steps_per_epoch = math.ceil(rows / batch)
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
     trainable = trainable_parameters(config, shapes, targets)
@@ -129,6 +133,7 @@ def make_plan(
         model_flops=(without_keys, per_key),
         identity=identity(config, manifest, shapes, steps) | {"lora_path": start_digest},
         warnings=(),
+        stream=manifest["stream"]["told"] if "stream" in manifest else None,
     )
     return dataclasses.replace(plan, warnings=tuple(_warnings(config, plan)))
 
@@ -256,9 +261,12 @@ def describe(plan: Plan) -> str:
     checkpoints = ", ".join(map(str, plan.checkpoints[:8])) + (" …" if len(plan.checkpoints) > 8 else "")
     memory = ", ".join(f"{name} {size:.1f}" for name, size in plan.memory_gb_estimate.items() if name != "total")
     lines = {
-        "rows": f"{plan.rows:,} of {plan.max_seq_length:,} tokens; {plan.tokens:,} real tokens ({plan.real_token_share:.1%})",
+        "rows": f"{plan.rows:,} of {plan.max_seq_length:,} tokens; "
+        + (plan.stream or f"{plan.tokens:,} real tokens ({plan.real_token_share:.1%})"),
         "step": f"{plan.global_batch_size} rows = {plan.tokens_per_step:,} tokens",
-        "steps": f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch), {plan.warmup_steps} of them warm-up",
+        "steps": f"{plan.steps:,}"
+        + ("" if plan.stream else f" ({plan.steps_per_epoch:,} an epoch)")
+        + f", {plan.warmup_steps} of them warm-up",
         "checkpoints": f"after step {checkpoints}",
         "adapter": f"{plan.trainable_parameters:,} trained parameters beside {plan.base_parameters:,} frozen, "
         f"scale {plan.lora_scale:g}",

@@ -32,12 +32,18 @@ def is_prepared(dataset_path: tuple[str, ...]) -> bool:
     return len(dataset_path) == 1 and storage.exists(storage.join(dataset_path[0], "manifest.json"))
 
 
-def preflight(config: TrainConfig, prepare: Callable[[TrainConfig], str]) -> Preflight:
-    """Check a run. Raw text is prepared last, by `prepare`, which returns the prepared directory."""
-    if config.streaming:
-        raise ConfigError(
-            "`--streaming` is not there yet\nhint: `raystyle prepare` first; rows are read from storage as they are needed"
-        )
+def is_streamed(config: TrainConfig) -> bool:
+    """Whether rows are made while training. Prepared rows are read from storage as they are needed, always."""
+    return config.streaming and not is_prepared(config.dataset_path)
+
+
+def preflight(
+    config: TrainConfig,
+    prepare: Callable[[TrainConfig], str],
+    survey: Callable[[TrainConfig], dict[str, Any]] | None = None,
+) -> Preflight:
+    """Check a run. Raw text is prepared last, by `prepare`, which returns the prepared directory; text that is to be
+    streamed is only listed, by `survey`, which returns what stands for a manifest."""
     deepspeed_config(config.deepspeed)
     refusals.check_packages(config)
     shapes = models.read_shapes(config.model_name_or_path, config.trust_remote_code)
@@ -49,12 +55,19 @@ def preflight(config: TrainConfig, prepare: Callable[[TrainConfig], str]) -> Pre
     )
     refusals.check_tokenizer(config, shapes, tokenizer)
     check_is_run(config.output_dir)
-    if is_prepared(config.dataset_path):
-        prepared_dir = config.dataset_path[0]
-    else:
+    prepared_dir = config.dataset_path[0] if is_prepared(config.dataset_path) else ""
+    if not prepared_dir:
         planning.check_shapes(config.max_seq_length or 4096, len(tokenizer), shapes)
-        prepared_dir = prepare(config)
-    manifest: dict[str, Any] = storage.read_json(storage.join(prepared_dir, "manifest.json"))
+    if is_streamed(config):
+        refusals.check_streaming(config)
+        if survey is None:
+            raise ConfigError(
+                "`--streaming` of raw text runs on Ray\nhint: use `raystyle train`, or `raystyle prepare` first"
+            )
+        manifest = survey(config)
+    else:
+        prepared_dir = prepared_dir or prepare(config)
+        manifest = storage.read_json(storage.join(prepared_dir, "manifest.json"))
     if manifest.get("tokenizer") is None:
         raise RunError(
             f"`{prepared_dir}` was prepared without a tokenizer: it has documents but no rows\n"

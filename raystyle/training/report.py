@@ -52,8 +52,9 @@ def sections(
     steps = [entry for entry in metrics if "loss" in entry]
     heldout = _series(metrics, "heldout_loss")
     speeds = sorted(entry["tokens_per_second"] for entry in steps if entry.get("tokens_per_second"))
+    made = "streamed" if plan.get("stream") else f"{plan['real_token_share']:.1%} of them real"
     boxes = [
-        ("rows", plan["rows"], f"of {plan['max_seq_length']:,} tokens, {plan['real_token_share']:.1%} of them real"),
+        ("rows", plan["rows"], f"of {plan['max_seq_length']:,} tokens, {made}"),
         ("steps", plan["steps"], f"of {plan['global_batch_size']} rows"),
         ("trained parameters", plan["trainable_parameters"], f"beside {plan['base_parameters']:,} frozen"),
         ("tokens a second", round(speeds[len(speeds) // 2]) if speeds else None, "median over the logged steps"),

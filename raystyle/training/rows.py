@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raystyle import storage
-from raystyle.errors import DataError
+from raystyle.errors import DataError, StorageError
 from raystyle.training.attention import boundaries, flat_positions
 from raystyle.training.loss import IGNORE
 
@@ -69,6 +69,28 @@ class Rows(torch.utils.data.Dataset[Row | None]):
     def __getitem__(self, index: int) -> Row | None:
         """The row, from storage if need be. Raises `DataError` where it cannot be read."""
         return self._block(index // BLOCK).result()[index % BLOCK] if index >= 0 else None
+
+    def spread(self, count: int) -> list[int]:
+        """The numbers of up to `count` rows, evenly spread over all."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int).tolist()  # type: ignore[no-any-return]
+
+    @property
+    def documents_dir(self) -> str | None:
+        """The documents that were packed; None where there are none."""
+        folder = storage.join(self.prepared_dir, "documents")
+        return folder if storage.exists(folder) else None
+
+    def sources_by_document(self) -> dict[str, str]:
+        """doc_id -> source of every document that was packed."""
+        found: dict[str, str] = {}
+        try:
+            for file in storage.list_files(self.documents_dir, (".parquet",)) if self.documents_dir else []:
+                with storage.open_input(file.uri) as stream:
+                    table: Any = pq.read_table(stream, columns=["doc_id", "source"])
+                found |= dict(zip(table["doc_id"].to_pylist(), table["source"].to_pylist(), strict=True))
+        except StorageError:  # then ids are all that can be told
+            pass
+        return found
 
     def fetch(self, indices: Sequence[int]) -> None:
         """Begin to read what is not here yet of these rows."""
@@ -203,6 +225,13 @@ class Order:
         rows += [-1] * (self.per_device_batch - len(rows))
         return [(step * self.global_batch + first + i, row) for i, row in enumerate(rows)]
 
+    def rows_at(self, place: int) -> list[int]:
+        """The rows of the micro-batch that begins at a place in the run."""
+        step, offset = divmod(place, self.global_batch)
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.global_batch + offset
+        return epoch_rows(self.num_rows, self.seed, epoch, start, start + self.per_device_batch)
+
     def number_of(self, place: int) -> int:
         """Which micro-batch holds a place."""
         step, within = divmod(place, self.global_batch)
@@ -220,6 +249,10 @@ class Placed(torch.utils.data.Dataset[tuple[int, Row | None]]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def epoch(self, step: int) -> float:
+        """Passes over the rows after a step."""
+        return step / self.order.steps_per_epoch
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Row | None]:
         place, index = key

@@ -23,6 +23,7 @@ from raystyle.errors import StorageError, TrainingError
 from raystyle.training import attention, checkpoints, gate, guard, hardest, heldout, lora, metrics, sharding, speed
 from raystyle.training.loss import IGNORE, summed_cross_entropy
 from raystyle.training.rows import Order, Rows, block_lengths
+from raystyle.training.streamed import Batches, Seen, Streamed, StreamOrder, write_cursor
 
 METRICS_INTERVAL_S = 2.0
 # The proof takes the heads of this many blocks, from as few rows as hold them.
@@ -44,6 +45,7 @@ class Task:
     is_validated: bool = False  # each checkpoint is evaluated beside training
     start_digest: str | None = None  # of the adapter at `lora_path` that training continues from
     model_flops: tuple[float, float] = (0.0, 0.0)  # see `Plan`
+    stream_shards: int = 0  # of a pass over the inputs, where rows are streamed
     # The base's parameters and the trained ones, as the plan counts them: a worker may hold a shard, or 4 bits of each.
     parameters: tuple[int, int] = (0, 0)
 
@@ -53,12 +55,13 @@ class Worker:
     """One worker among all, under Ray Train or without it.
 
     `hand_over(step, directory)` is called by every worker at each checkpoint; rank 0's directory holds it, others have
-    None. It returns when the checkpoint is in the run's storage.
+    None. It returns when the checkpoint is in the run's storage. `batches` are the worker's rows where they are streamed.
     """
 
     rank: int
     num_workers: int
     hand_over: Callable[[int, str | None], None]
+    batches: Batches | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Run:
     config: TrainConfig
     task: Task
     worker: Worker
-    order: Order
+    order: Order | StreamOrder
     tokenizer: Any
     implementation: str
     callbacks: tuple[Any, ...]
@@ -104,6 +107,10 @@ class PackedTrainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> Any:
         """One epoch that spans the run, in `Order`; accelerate's own sharding would tie rows to the workers."""
+        if isinstance(self.train_dataset, Streamed):
+            return torch.utils.data.DataLoader(
+                self.train_dataset, batch_size=None, collate_fn=self.data_collator, pin_memory=self.run.task.use_gpu
+            )
         return torch.utils.data.DataLoader(
             self.train_dataset,
             batch_sampler=self.run.order,  # type: ignore[arg-type]
@@ -162,7 +169,7 @@ class PackedTrainer(transformers.Trainer):
         if workers > 1:
             torch.distributed.all_gather_object(found, mine)
         bad = guard.worst(batch for batches in found for batch in batches)
-        numbers = [row for batch in bad for row in guard.rows_at(self.run.order, batch.place)]
+        numbers = [row for batch in bad for row in self.run.order.rows_at(batch.place)]
         names = guard.sources(self.train_dataset.rows, numbers)
         self.skipped += 1
         self.skipped_in_a_row += 1
@@ -227,7 +234,7 @@ class PackedTrainer(transformers.Trainer):
                 left_out = [] if self.kept_losses else ["loss", "grad_norm"]
                 logs = {name: value for name, value in logs.items() if name not in left_out}
             self.kept_losses = []
-        self.state.epoch = round(self.state.global_step / self.run.order.steps_per_epoch, 6)
+        self.state.epoch = round(self.train_dataset.epoch(self.state.global_step), 6)
         super().log(logs, start_time)
         if now_s - self.metrics_written_s >= METRICS_INTERVAL_S or self.state.global_step >= self.state.max_steps:
             self.write_metrics()
@@ -268,9 +275,12 @@ class PackedTrainer(transformers.Trainer):
         optimizer_tensors = collect(self.model, self.optimizer)
         if self.is_world_process_zero() and not sharding.is_base_sharded(self.model):
             self.write_sample(f"step-{step:08d}")
+        cursor = self.train_dataset.cursor_after(step) if isinstance(self.train_dataset, Streamed) else None
         with tempfile.TemporaryDirectory(prefix="raystyle-checkpoint-") as directory:
             with sharding.whole_adapter(self.model):
                 if self.is_world_process_zero():
+                    if cursor:
+                        write_cursor(directory, cursor)
                     checkpoints.save(directory, step, self.model, optimizer_tensors, self.state, self.about())
             self.run.worker.hand_over(step, directory if self.is_world_process_zero() else None)
         if self.is_world_process_zero():
@@ -323,9 +333,9 @@ class PackedTrainer(transformers.Trainer):
             **({"continues": self.run.task.start_digest} if self.run.task.start_digest else {}),
         }
 
-    def prove(self, rows: Rows) -> None:
-        """Check isolation on the first blocks of the first rows, flat as the loop will have them."""
-        rows_seen = [rows[index] for index in range(min(len(rows), PROOF_ROWS))]
+    def prove(self, rows: Rows | Seen) -> None:
+        """Check isolation on the first blocks of a few rows, flat as the loop will have them."""
+        rows_seen = [rows[number] for number in rows.spread(PROOF_ROWS)]
         pieces = [
             piece[:PROOF_TOKENS_PER_BLOCK]
             for row in rows_seen

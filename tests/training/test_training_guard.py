@@ -53,7 +53,7 @@ def trainer_for(model_path, prepared, output, tokenizer=None, **values):
 
 def poison(trainer, what):
     """Spoil the second micro-batch of one step; returns its rows."""
-    numbers = guard.rows_at(trainer.run.order, 4 * (BAD_STEP - 1) + 2)
+    numbers = trainer.run.order.rows_at(4 * (BAD_STEP - 1) + 2)
     ids = torch.from_numpy(trainer.train_dataset.rows[numbers[0]].input_ids.astype("int64"))
     original = trainer.loss_sum
 
@@ -168,7 +168,7 @@ def test_the_rows_of_a_place_are_the_order_s_own():
         for order in orders:
             for batch in order:
                 real = [row for _, row in batch if row >= 0]
-                assert guard.rows_at(order, batch[0][0]) == real
+                assert order.rows_at(batch[0][0]) == real
 
 
 def test_documents_without_sources_are_named_by_their_ids(tiny_prepared):

@@ -1,0 +1,127 @@
+"""A corpus as a stream that never ends: pass after pass of shards, each cleaned and packed by itself.
+
+What a pass is, which inputs a shard holds and in which order its rows come follow from the list of inputs and a seed alone,
+so that a shard can be made anywhere, again, and gives the same rows. A place in the stream is a `Cursor`. What only the
+whole corpus can tell (duplicates, held-out documents, lines of many works) a stream does not know. Imports no ray.
+
+U units, N rows.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from raystyle import storage
+from raystyle.corpus import collect, parts, shards, stages
+from raystyle.corpus.rules import Rules
+from raystyle.corpus.sources import Rejection, Unit
+
+# Of a row: its tokens' ids without padding, its segments' lengths with the document of each, where those come from, and
+# its place in the stream.
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("segment_lengths", pa.list_(pa.int32())),
+        ("doc_ids", pa.list_(pa.string())),
+        ("sources", pa.list_(pa.string())),
+        ("shard", pa.int64()),
+        ("row", pa.int64()),
+    ]
+)
+
+
+class Cursor(NamedTuple):
+    """The next row of a stream: its shard, counted through all passes, and its place in the shard's order."""
+
+    shard: int = 0
+    row: int = 0
+
+
+class Stream(NamedTuple):
+    """What a task needs to make any shard. `outcomes` is the directory that takes what became of each input."""
+
+    units: Sequence[Unit]
+    num_shards: int  # of a pass
+    seed: int
+    rules: Rules
+    settings: stages.Settings
+    vocabulary: collect.Vocabulary
+    outcomes: str
+
+
+def count_shards(units: Sequence[Unit]) -> int:
+    """Shards of a pass: about 4 million tokens each, as `prepare` packs them."""
+    return max(1, round(sum(map(shards.unit_bytes, units)) / shards.PACK_SHARD_BYTES))
+
+
+def units_of(stream: Stream, shard: int) -> list[Unit]:
+    """The inputs of a shard: of each pass, whose inputs are shuffled, an equal share by size. It may have none."""
+    epoch, place = divmod(shard, stream.num_shards)
+    order_U = np.random.default_rng([stream.seed, epoch]).permutation(len(stream.units))
+    sizes_U = np.array([shards.unit_bytes(stream.units[unit]) for unit in order_U], float)
+    middles_U = (np.cumsum(sizes_U) - sizes_U / 2) / max(1.0, sizes_U.sum())
+    place_U = np.minimum((middles_U * stream.num_shards).astype(int), stream.num_shards - 1)
+    return [stream.units[unit] for unit in order_U[place_U == place]]
+
+
+def rows_of(stream: Stream, shard: int) -> pa.Table:
+    """The rows of a shard as a table of SCHEMA, shuffled.
+
+    Its parts lie in this machine's temporary directory until they are packed. In the first pass, what became of its
+    inputs is written to `outcomes`: later passes would only say it again.
+    """
+    units = units_of(stream, shard)
+    if not units:
+        return SCHEMA.empty_table()
+    with tempfile.TemporaryDirectory(prefix="raystyle-stream-") as work:
+        marker = stages.clean_shard(0, units, work, stream.rules, stream.settings)
+        if shard < stream.num_shards:
+            rejected = [Rejection(**row) for row in parts.read(f"{work}/clean-00000.rejected.parquet").to_pylist()]
+            outcome = {
+                "inputs": marker["inputs"],
+                "hits": marker["hits"],
+                "rejected": [rejection._asdict() for rejection in rejected],
+            }
+            storage.write_json(storage.join(stream.outcomes, f"shard-{shard:05d}.json"), outcome)
+        ledger = parts.read(f"{work}/clean-00000.documents.parquet", ["doc_id", "group", "bytes", "place"]).to_pylist()
+        if not ledger:
+            return SCHEMA.empty_table()
+        entries = [shards.Entry(0, row, d["doc_id"], d["group"], d["bytes"]) for row, d in enumerate(ledger)]
+        nothing = collect.Cuts({}, frozenset())
+        collect.collect_shard("documents", 0, entries, nothing, work, stream.vocabulary, stream.settings)
+        packed = parts.read(f"{work}/documents-00000.rows.parquet")
+    order_N = np.random.default_rng([stream.seed, shard, 1]).permutation(len(packed))
+    return _table(packed.take(order_N), {d["doc_id"]: d["place"] for d in ledger}, shard)
+
+
+def _table(packed: pa.Table, place_of: dict[str, str], shard: int) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    rows = zip(packed["input_ids"], packed["segment_lengths"].to_pylist(), packed["pieces"].to_pylist(), strict=True)
+    for number, (ids, lengths, pieces) in enumerate(rows):
+        doc_ids = [piece["doc_id"] for piece in pieces]
+        columns["input_ids"].append(ids.values.to_numpy()[: sum(lengths)])
+        columns["segment_lengths"].append(lengths)
+        columns["doc_ids"].append(doc_ids)
+        columns["sources"].append([place_of[doc_id] for doc_id in doc_ids])
+        columns["shard"].append(shard)
+        columns["row"].append(number)
+    return pa.table(columns, schema=SCHEMA)
+
+
+def told(outcomes: str) -> str:
+    """What became of the inputs read so far, in a sentence."""
+    found = [storage.read_json(file.uri) for file in storage.list_files(outcomes, (".json",))]
+    inputs = [entry for outcome in found for entry in outcome["inputs"]]
+    reasons = Counter(rejection["reason"] for outcome in found for rejection in outcome["rejected"])
+    came, kept, lost = (
+        sum(entry[name] for entry in inputs) for name in ("characters_in", "characters_kept", "characters_rejected")
+    )
+    shown = f" ({', '.join(f'{reason} {count}' for reason, count in reasons.most_common(5))})" if reasons else ""
+    return (
+        f"streamed {len(inputs):,} inputs: {came:,} characters came in, {kept:,} were kept, "
+        f"{came - kept - lost:,} removed by rules, {lost:,} rejected; {sum(reasons.values()):,} texts rejected{shown}"
+    )

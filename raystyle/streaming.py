@@ -1,0 +1,101 @@
+"""Live streaming: raw text becomes rows on CPU cores while other workers train on them. Joins the corpus and training.
+
+Ray Data makes shard after shard (`corpus.stream`) in one order, cuts them into micro-batches and hands those to the
+workers (`training.streamed`); it makes no more than fits its buffers. The dataset begins at the cursor of the run's last
+good checkpoint, so a run that continues cleans again what was left of one shard and replays nothing.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from raystyle import storage
+from raystyle.config import PrepareConfig, TrainConfig
+from raystyle.corpus import prepare, shards, stages, stream
+from raystyle.corpus.manifest import CODE_VERSION
+from raystyle.corpus.rules import load_rules
+from raystyle.corpus.sources import list_sources, plan_units
+from raystyle.errors import ConfigError
+from raystyle.training import checkpoints, streamed
+
+OUTCOMES = "streamed"  # below the run: what became of each input
+# Shards are planned for so many times the rows that a run takes: text that rules remove or reject gives fewer.
+MARGIN = 8
+MAX_SHARDS = 200_000
+BYTES_PER_TOKEN = 4  # of UTF-8 text, about; Chinese has 3 a character
+
+
+def survey(config: PrepareConfig) -> dict[str, Any]:
+    """List a stream's inputs: what stands for a manifest, without rows. Its digest knows them by name, size and time."""
+    rules, settings = load_rules(config.rules, config.enable_rules, config.disable_rules), prepare.settings_of(config)
+    sources, refused = list_sources(config.dataset_path, exclude=storage.absolute(config.output_dir))
+    units = plan_units(sources)
+    _, tokenizer = prepare.load_vocabulary(config)
+    size = sum(map(shards.unit_bytes, units))
+    beside = f", {len(refused)} files are no text" if refused else ""
+    return {
+        "counts": {"rows": None, "tokens": None, "heldout": 0},
+        "max_seq_length": settings.max_seq_length,
+        "tokenizer": tokenizer,
+        "digest": stages.key_of(
+            "stream", settings, rules.digest, CODE_VERSION, tokenizer and tokenizer["digest"],
+            [[source.relpath, source.size, source.mtime_ns] for source in sources],
+        ),
+        "shards": [],
+        "stream": {
+            "shards": stream.count_shards(units),
+            "bytes": size,
+            "told": f"made while training of {len(sources):,} files, {size / 1e6:,.1f} MB as they lie{beside}",
+        },
+    }  # fmt: skip
+
+
+def dataset_of(config: TrainConfig, raw: PrepareConfig, steps: int) -> Callable[[], Any]:
+    """What makes the Ray Data dataset of a run's rows, wherever the run has got to; picklable."""
+    rules, settings = load_rules(raw.rules, raw.enable_rules, raw.disable_rules), prepare.settings_of(raw)
+    sources, refused = list_sources(raw.dataset_path, exclude=storage.absolute(raw.output_dir))
+    units = plan_units(sources)
+    vocabulary, _ = prepare.load_vocabulary(raw)
+    assert vocabulary
+    outcomes = storage.join(config.output_dir, OUTCOMES)
+    corpus = stream.Stream(
+        units, stream.count_shards(units), config.seed, rules, settings._replace(dedup="none"), vocabulary, outcomes
+    )
+    rows = steps * config.global_batch_size
+    per_shard = sum(map(shards.unit_bytes, units)) / corpus.num_shards / BYTES_PER_TOKEN / settings.max_seq_length
+    count = math.ceil(MARGIN * rows / max(per_shard, 0.5)) + 2 * corpus.num_shards
+    if count > MAX_SHARDS:
+        raise ConfigError(
+            f"{steps:,} steps are {rows / max(per_shard, 0.5) / corpus.num_shards:,.0f} passes over a small corpus, cleaned again in each\n"
+            "hint: train without `--streaming`; or fewer `--max_steps`"
+        )
+    listed = [rejection._asdict() for rejection in refused]
+    return functools.partial(_dataset, corpus, count, config.output_dir, config.per_device_train_batch_size, listed)
+
+
+def told(output_dir: str) -> str:
+    """What became of the inputs that a run has read, in a sentence."""
+    return stream.told(storage.join(output_dir, OUTCOMES))
+
+
+def _dataset(
+    corpus: stream.Stream, count: int, output_dir: str, rows_per_block: int, listed: list[dict[str, Any]]
+) -> Any:
+    import ray.data
+
+    if listed:
+        outcome = {"inputs": [], "hits": {}, "rejected": listed}
+        storage.write_json(storage.join(corpus.outcomes, "listing.json"), outcome)
+    checkpoint, _ = checkpoints.last_good(storage.join(output_dir, "checkpoints"))
+    cursor = stream.Cursor(*streamed.read_cursor(checkpoint))
+
+    def make(batch: Any) -> Any:
+        prepare.use_one_core()
+        shard = cursor.shard + batch["id"][0].as_py()
+        rows = stream.rows_of(corpus, shard)
+        return rows.slice(cursor.row) if shard == cursor.shard else rows
+
+    numbers = ray.data.range(count, override_num_blocks=count)
+    made = numbers.map_batches(make, batch_size=1, batch_format="pyarrow", num_cpus=1)
+    return made.repartition(target_num_rows_per_block=rows_per_block, strict=True)
