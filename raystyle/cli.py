@@ -179,7 +179,7 @@ def run_plan(config: PlanConfig) -> None:
     from raystyle import pipeline
     from raystyle.training.preflight import is_prepared
 
-    if is_prepared(config.dataset_path):
+    if config.streaming or is_prepared(config.dataset_path):
         say(pipeline.plan(config))
         return
     with ray_session(config):

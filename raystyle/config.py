@@ -375,10 +375,6 @@ class TrainConfig(CorpusConfig):
             f"`optim` is {self.training_args.get('optim')!r}\nhint: checkpoints know {' and '.join(OPTIMIZERS)}",
         )
         require(
-            not self.streaming or self.max_steps > 0,
-            "`--streaming` needs `--max_steps`: a stream has no length to count epochs by\nhint: add `--max_steps 1000`",
-        )
-        require(
             self.lora_scale <= MAX_LORA_SCALE,
             f"the LoRA update would be scaled by {self.lora_scale:.1f} (`lora_alpha` {self.lora_alpha}, `lora_r` "
             f"{self.lora_r}, `use_rslora` {str(self.use_rslora).lower()}); above {MAX_LORA_SCALE:g} training diverges\n"
@@ -391,6 +387,27 @@ class TrainConfig(CorpusConfig):
         )
         require(self.loss_spike >= 0, f"`loss_spike` is {self.loss_spike}\nhint: use nats per token, or 0")
         self._check_lora()
+        if self.streaming:
+            self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        """What a stream, of which nobody knows the whole, cannot do."""
+        require(
+            self.max_steps > 0,
+            "`--streaming` needs `--max_steps`: a stream has no length to count epochs by\nhint: add `--max_steps 1000`",
+        )
+        require(
+            not self.heldout_fraction,
+            f"`heldout_fraction` is {self.heldout_fraction:g}: a stream does not know the whole corpus, and holds nothing out\n"
+            "hint: `--heldout_fraction 0`, or train without `--streaming`",
+        )
+        micro_batches = self.gradient_accumulation_steps * self.max_workers
+        bad = [count for count in range(self.min_workers, self.max_workers + 1) if micro_batches % count]
+        require(
+            not bad,
+            f"a step's {micro_batches} micro-batches cannot be shared evenly by {bad[0] if bad else 0} workers, as a stream is\n"
+            f"hint: choose `gradient_accumulation_steps` so that every count of `num_workers` {self.num_workers} divides them",
+        )
 
     def _check_lora(self) -> None:
         """What kinds of LoRA do not go together, before PEFT refuses it on a worker or passes over it."""

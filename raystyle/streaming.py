@@ -17,7 +17,7 @@ from raystyle.corpus.manifest import CODE_VERSION
 from raystyle.corpus.rules import load_rules
 from raystyle.corpus.sources import list_sources, plan_units
 from raystyle.errors import ConfigError
-from raystyle.training import checkpoints, streamed
+from raystyle.training import checkpoints
 
 OUTCOMES = "streamed"  # below the run: what became of each input
 # Shards are planned for so many times the rows that a run takes: text that rules remove or reject gives fewer.
@@ -88,7 +88,7 @@ def _dataset(
         outcome = {"inputs": [], "hits": {}, "rejected": listed}
         storage.write_json(storage.join(corpus.outcomes, "listing.json"), outcome)
     checkpoint, _ = checkpoints.last_good(storage.join(output_dir, "checkpoints"))
-    cursor = stream.Cursor(*streamed.read_cursor(checkpoint))
+    cursor = stream.Cursor(*checkpoints.read_cursor(checkpoint))
 
     def make(batch: Any) -> Any:
         prepare.use_one_core()

@@ -123,5 +123,5 @@ def told(outcomes: str) -> str:
     shown = f" ({', '.join(f'{reason} {count}' for reason, count in reasons.most_common(5))})" if reasons else ""
     return (
         f"streamed {len(inputs):,} inputs: {came:,} characters came in, {kept:,} were kept, "
-        f"{came - kept - lost:,} removed by rules, {lost:,} rejected; {sum(reasons.values()):,} texts rejected{shown}"
+        f"{came - kept - lost:,} removed by rules, {lost:,} in rejected texts. Texts rejected: {sum(reasons.values()):,}{shown}"
     )

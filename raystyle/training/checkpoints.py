@@ -9,6 +9,7 @@ what makes a directory a checkpoint: one that is missing files, or holds part of
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from raystyle import storage
@@ -18,6 +19,7 @@ from raystyle.training import lora
 MARKER = "checkpoint.json"
 OPTIMIZER = "optimizer.safetensors"
 TRAINER_STATE = "trainer_state.json"
+CURSOR = "stream.json"  # where rows are streamed
 
 
 def name_of(step: int) -> str:
@@ -103,6 +105,19 @@ def restore_schedule(step: int, scheduler: Any, optimizer: Any) -> None:
     schedule._last_lr = rates
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def write_cursor(directory: str, cursor: Sequence[int]) -> None:
+    """Into a checkpoint that is being written."""
+    storage.write_json(storage.join(directory, CURSOR), {"shard": cursor[0], "row": cursor[1]})
+
+
+def read_cursor(checkpoint: str | None) -> tuple[int, int]:
+    """The shard and row behind the last row of a checkpoint; the stream's beginning where there is none."""
+    if checkpoint is None:
+        return 0, 0
+    found = storage.read_json(storage.join(checkpoint, CURSOR))
+    return found["shard"], found["row"]
 
 
 def is_good(uri: str) -> bool:

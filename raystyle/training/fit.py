@@ -20,9 +20,8 @@ from raystyle.flags import to_dict
 from raystyle.training import checkpoints, metrics, validation
 from raystyle.training.follow import followed
 from raystyle.training.metrics import read as read_metrics
-from raystyle.training.plan import FAILURE, Plan
+from raystyle.training.plan import FAILURE, STREAM, Plan
 from raystyle.training.preflight import check_same_run, claim, is_finished
-from raystyle.training.streamed import STREAM
 
 # Ray Train's patch of `print` shows every line twice where Ray sends workers' output to the driver.
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}

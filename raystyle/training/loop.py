@@ -40,10 +40,10 @@ from raystyle.training import (
     validation,
 )
 from raystyle.training.follow import followed
-from raystyle.training.plan import FAILURE, describe
+from raystyle.training.plan import FAILURE, STREAM, describe
 from raystyle.training.recompute import recompute
 from raystyle.training.rows import Order, Placed, Rows, flat_batch
-from raystyle.training.streamed import STREAM, Streamed, StreamOrder, read_cursor
+from raystyle.training.streamed import Streamed, StreamOrder
 from raystyle.training.trainer import PackedTrainer, Run, Task, Worker
 
 
@@ -148,7 +148,7 @@ def train(task: Task, worker: Worker) -> None:
             assert worker.batches
             at = checkpoints.step_of(start) if start else 0
             batches = worker.batches(config.per_device_train_batch_size)
-            dataset = Streamed(batches, order, at, read_cursor(start), task.stream_shards)
+            dataset = Streamed(batches, order, at, checkpoints.read_cursor(start), task.stream_shards)
         else:
             assert rows
             dataset = Placed(rows, order)

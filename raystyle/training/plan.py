@@ -41,6 +41,7 @@ NOT_IDENTITY = (
 )
 # Where a worker leaves an error of raystyle's own: the next attempt sees it and does not try again.
 FAILURE = "failure.json"
+STREAM = "rows"  # what Ray Train calls a dataset of rows that are made while training
 LORA = (
     "lora_r",
     "lora_alpha",

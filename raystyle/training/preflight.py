@@ -59,7 +59,6 @@ def preflight(
     if not prepared_dir:
         planning.check_shapes(config.max_seq_length or 4096, len(tokenizer), shapes)
     if is_streamed(config):
-        refusals.check_streaming(config)
         if survey is None:
             raise ConfigError(
                 "`--streaming` of raw text runs on Ray\nhint: use `raystyle train`, or `raystyle prepare` first"

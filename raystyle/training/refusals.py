@@ -30,21 +30,6 @@ def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def check_streaming(config: TrainConfig) -> None:
-    """Raises `ConfigError` for what a stream of raw text cannot do."""
-    if config.heldout_fraction:
-        raise ConfigError(
-            f"`heldout_fraction` is {config.heldout_fraction:g}: a stream does not know the whole corpus, and holds nothing out\n"
-            "hint: leave it out, or train without `--streaming`"
-        )
-    micro_batches = config.gradient_accumulation_steps * config.max_workers
-    if bad := [count for count in range(config.min_workers, config.max_workers + 1) if micro_batches % count]:
-        raise ConfigError(
-            f"a step's {micro_batches} micro-batches cannot be shared evenly by {bad[0]} workers, as a stream is\n"
-            f"hint: choose `gradient_accumulation_steps` so that every count of `num_workers` {config.num_workers} divides them"
-        )
-
-
 def check_packages(config: TrainConfig) -> None:
     """Raises `ConfigError` for settings that need a package which is not installed here."""
     if config.load_in_4bit and not _is_installed("bitsandbytes"):

@@ -10,28 +10,17 @@ B rows of a micro-batch, W workers.
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from raystyle import storage
 from raystyle.errors import StorageError, TrainingError
 from raystyle.training.rows import Row
 
-STREAM = "rows"  # what Ray Train calls the dataset
-CURSOR = "stream.json"
 KEPT = 64  # rows: those that a plateau or a bad step is explained by
 STEPS_KEPT = 8
-
-
-def read_cursor(checkpoint: str | None) -> tuple[int, int]:
-    """The shard and row behind the last row of a checkpoint; the stream's beginning where there is none."""
-    if checkpoint is None:
-        return 0, 0
-    found = storage.read_json(storage.join(checkpoint, CURSOR))
-    return found["shard"], found["row"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +140,6 @@ class Streamed(torch.utils.data.IterableDataset[list[tuple[int, Row | None]]]):
         self.ends[step] = table["shard"][-1].as_py(), table["row"][-1].as_py() + 1
         self.ends.pop(step - STEPS_KEPT, None)
         return [(place + offset, row) for offset, row in enumerate(rows)]
-
-
-def write_cursor(directory: str, cursor: Sequence[int]) -> None:
-    """Into a checkpoint that is being written."""
-    storage.write_json(storage.join(directory, CURSOR), {"shard": cursor[0], "row": cursor[1]})
 
 
 Batches = Callable[[int], Iterable[Any]]  # given B

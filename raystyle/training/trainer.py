@@ -23,7 +23,7 @@ from raystyle.errors import StorageError, TrainingError
 from raystyle.training import attention, checkpoints, gate, guard, hardest, heldout, lora, metrics, sharding, speed
 from raystyle.training.loss import IGNORE, summed_cross_entropy
 from raystyle.training.rows import Order, Rows, block_lengths
-from raystyle.training.streamed import Batches, Seen, Streamed, StreamOrder, write_cursor
+from raystyle.training.streamed import Batches, Seen, Streamed, StreamOrder
 
 METRICS_INTERVAL_S = 2.0
 # The proof takes the heads of this many blocks, from as few rows as hold them.
@@ -280,7 +280,7 @@ class PackedTrainer(transformers.Trainer):
             with sharding.whole_adapter(self.model):
                 if self.is_world_process_zero():
                     if cursor:
-                        write_cursor(directory, cursor)
+                        checkpoints.write_cursor(directory, cursor)
                     checkpoints.save(directory, step, self.model, optimizer_tensors, self.state, self.about())
             self.run.worker.hand_over(step, directory if self.is_world_process_zero() else None)
         if self.is_world_process_zero():

@@ -89,4 +89,4 @@ def test_what_became_of_each_input_is_written_once(corpus, tmp_path):
     found = [json.loads(path.read_text()) for path in (tmp_path / "streamed").iterdir()]
     assert sum(len(outcome["inputs"]) for outcome in found) == 5
     told = stream.told(str(tmp_path / "streamed"))
-    assert told.startswith("streamed 5 inputs: ") and "1 texts rejected" in told
+    assert told.startswith("streamed 5 inputs: ") and "Texts rejected: 1 (" in told

@@ -15,7 +15,7 @@ from raystyle.config import TrainConfig
 from raystyle.corpus import shards
 from raystyle.errors import ConfigError
 from raystyle.training import checkpoints
-from raystyle.training.streamed import Streamed, StreamOrder, write_cursor
+from raystyle.training.streamed import Streamed, StreamOrder
 
 pytestmark = pytest.mark.e2e
 
@@ -63,7 +63,7 @@ def test_a_stream_trains_and_a_killed_worker_changes_nothing(ray_local, tiny_mod
     assert len(losses) == STEPS and sum(losses[-5:]) < sum(losses[:5])
     assert not (tmp_path / "a" / "prepared").exists()
     assert "13 files" in said and "no duplicates are taken out" in said
-    assert "1 texts rejected" in said
+    assert "Texts rejected: 1 (" in said
     cursors = [
         json.loads((tmp_path / "a" / "checkpoints" / checkpoints.name_of(step) / "stream.json").read_text())
         for step in range(EVERY, STEPS + 1, EVERY)
@@ -142,7 +142,7 @@ def test_however_many_workers_there_are_a_step_takes_the_same_rows(ray_local, ti
     cursor = (last[0], last[1] + 1)
     checkpoint = tmp_path / "r" / "checkpoints" / checkpoints.name_of(7)
     checkpoint.mkdir(parents=True)
-    write_cursor(str(checkpoint), cursor)
+    checkpoints.write_cursor(str(checkpoint), cursor)
     (checkpoint / checkpoints.MARKER).write_text(json.dumps({"step": 7, "sha256": {}}))
     assert rows_by_step(2, 7, cursor) == {step: tags for step, tags in alone.items() if step >= 7}
 

@@ -4,8 +4,9 @@ import pyarrow as pa
 import pytest
 
 from raystyle.errors import StorageError, TrainingError
+from raystyle.training.checkpoints import read_cursor, write_cursor
 from raystyle.training.rows import Order
-from raystyle.training.streamed import Streamed, StreamOrder, read_cursor, write_cursor
+from raystyle.training.streamed import Streamed, StreamOrder
 
 
 def batches(tags, rows=2):
