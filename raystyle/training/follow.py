@@ -110,9 +110,11 @@ def _milestone(entry: dict[str, Any]) -> str | None:
             f"isolation of documents proved: logits within {entry['isolation_logit_difference']:.0e} of each one alone"
         )
     if "continued_from_step" in entry:
-        return f"continued from the checkpoint of step {entry['continued_from_step']}, by {workers(entry)}"
+        return (
+            f"continued from the checkpoint of step {entry['continued_from_step']}, by {workers(entry)}{between(entry)}"
+        )
     if "num_workers" in entry:
-        return f"training with {workers(entry)}"
+        return f"training with {workers(entry)}{between(entry)}"
     if entry.get("left_out"):
         return f"{entry['bad_loss']}; the step was left out: {described(entry['rows'], entry['sources'])}"
     if "heldout_loss" in entry:
@@ -123,6 +125,19 @@ def _milestone(entry: dict[str, Any]) -> str | None:
 def workers(entry: dict[str, Any]) -> str:
     count = entry["num_workers"]
     return f"{count} worker{'s' if count > 1 else ''}"
+
+
+def between(entry: dict[str, Any]) -> str:
+    """How fast several workers sum gradients, and by what ways; a warning where those are sockets between GPUs."""
+    if "all_reduce_gb_per_s" not in entry:
+        return ""
+    said = f"; gradients are summed at {entry['all_reduce_gb_per_s']:g} GB/s ({entry['transport']})"
+    if "NET/Socket" not in entry["transport"]:
+        return said
+    return (
+        f"{said}\nwarning: NCCL goes over TCP sockets, and each step waits for them\n"
+        "hint: with InfiniBand or EFA, install its NCCL plugin; else name the fast interface in NCCL_SOCKET_IFNAME"
+    )
 
 
 def outcome(record: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ from raystyle.training import (
     preflight,
     report,
     sharding,
+    transport,
     validation,
 )
 from raystyle.training.follow import followed
@@ -112,6 +113,8 @@ def train(task: Task, worker: Worker) -> None:
     implementation = attention.choose(config.attn_implementation, task.use_gpu, bf16)
     tokenizer = tokens.load_tokenizer(_tokenizer_name(config), config.trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="raystyle-train-") as scratch:
+        if task.use_gpu and worker.num_workers > 1:
+            transport.note_ways(scratch)
         order: Order | StreamOrder
         batch, rows = (config.global_batch_size, config.per_device_train_batch_size), None
         if worker.batches:
@@ -142,6 +145,8 @@ def train(task: Task, worker: Worker) -> None:
             "fused_lora_layers": lora_linear.fuse(model),
             "recomputing_layers": recompute(model, needs.recomputing(config.gradient_checkpointing, device_bytes)),
         }
+        if worker.num_workers > 1:
+            step |= transport.measure(4 * trained, device, scratch)
         start = resume_point(config.output_dir, rank)
         dataset: Placed | Streamed
         if isinstance(order, StreamOrder):
