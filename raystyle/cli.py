@@ -111,6 +111,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
+            # Of one machine no part is announced to go: a process less to start. Ray Train's controller inherits it.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             ray.init(
                 address="local",
                 num_cpus=config.num_cpus,

@@ -116,6 +116,7 @@ def ray_local(s3_server: str) -> Iterator[None]:
     """One local Ray for the session. It comes after the S3 server, whose environment its workers inherit."""
     import ray
 
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as `raystyle` does for a Ray of its own
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()

@@ -1,5 +1,6 @@
 """Training on a real Ray: exact under other workers, after a killed worker, and after a killed job."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,6 +26,7 @@ from raystyle.training import checkpoints, loop, metrics
 pytestmark = pytest.mark.e2e
 
 STEPS, EVERY = 60, 15
+OUTAGE_S = 45.0  # longer than a request waits
 
 
 def words(model: Path, prepared: Path, output: Path, **values) -> list[str]:
@@ -82,6 +86,28 @@ def train_workers(of: int | None = None) -> list[psutil.Process]:
     return [process for process in below if process.name().startswith("ray::RayTrain")]
 
 
+@contextlib.contextmanager
+def dumb_for(server: str, seconds: float, once: Callable[[], Any]) -> Iterator[None]:
+    """While the block runs, and once something is so, a server takes connections and answers nothing for some time."""
+    port = server.rpartition(":")[2]
+    [process] = [child for child in psutil.Process().children() if port in child.cmdline()[-1]]
+    stopped = threading.Event()
+
+    def stop_it() -> None:
+        while not once():
+            time.sleep(0.2)
+        process.send_signal(signal.SIGSTOP)
+        stopped.set()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=stop_it)
+    thread.start()
+    yield
+    thread.join()
+    assert stopped.is_set()
+
+
 def test_a_run_leaves_everything_it_promises(undisturbed, tiny_model):
     result, output = undisturbed
     assert sorted(p.name for p in output.iterdir()) == [
@@ -128,7 +154,7 @@ def test_two_workers_and_other_micro_batches_train_the_same_adapter(undisturbed,
     """
     reference, reference_output = undisturbed
     shared = run(tiny_model, tiny_prepared, tmp_path / "r", num_workers="1..4", gradient_accumulation_steps=1)
-    assert shared.values("num_workers") == [2]
+    assert shared.values("num_workers") == [2] and shared.values("transport") == ["gloo"]
     assert losses(shared) == pytest.approx(losses(reference), abs=1e-5)
     assert distance(adapter(tmp_path / "r"), adapter(reference_output)) < 1e-5
 
@@ -389,8 +415,8 @@ def test_bfloat16_and_gradient_checkpointing_train_too(ray_local, tiny_model, ti
     assert any(entry.get("isolation_logit_difference", 1) < 0.05 for entry in result.metrics)
 
 
-def test_a_run_lives_in_object_storage(ray_local, bucket, tiny_model, tiny_prepared):
-    """Every file of a run goes to s3://, and a run there continues from there."""
+def test_a_run_lives_in_object_storage(ray_local, s3_server, bucket, tiny_model, tiny_prepared):
+    """Every file of a run goes to s3://, and a run there continues from there, though storage goes dumb for a while."""
     from raystyle import storage
 
     uri = f"{bucket}/runs/one"
@@ -401,8 +427,12 @@ def test_a_run_lives_in_object_storage(ray_local, bucket, tiny_model, tiny_prepa
                      "samples", "tensorboard"}  # fmt: skip
     storage.delete(f"{uri}/adapter")
     storage.delete(f"{uri}/checkpoints/step-00000004")
-    again = run(tiny_model, tiny_prepared, uri, max_steps=4, save_steps=2)
+    with dumb_for(
+        s3_server, OUTAGE_S, once=lambda: storage.exists(f"{uri}/checkpoints/step-00000002") and train_workers()
+    ):
+        again = run(tiny_model, tiny_prepared, uri, max_steps=4, save_steps=2)
     assert any(entry.get("continued_from_step") == 2 for entry in again.metrics)
+    assert losses(again)[:2] == losses(first)[:2] and losses(again) == pytest.approx(losses(first), abs=1e-5)
     assert storage.exists(f"{uri}/adapter/adapter_model.safetensors")
 
 
