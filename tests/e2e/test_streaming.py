@@ -4,18 +4,23 @@ import json
 import random
 import threading
 import time
+from typing import Any
 
 import psutil
 import pytest
+import ray
+import ray.data
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from raystyle import flags, pipeline, storage, streaming
 from raystyle.config import TrainConfig
 from raystyle.corpus import shards
 from raystyle.errors import ConfigError
-from raystyle.training import checkpoints
+from raystyle.training import checkpoints, loop, metrics, preflight
 from raystyle.training.streamed import Streamed, StreamOrder
+from raystyle.training.trainer import Task, Worker
 
 pytestmark = pytest.mark.e2e
 
@@ -40,17 +45,44 @@ def texts(bucket, monkeypatch) -> str:
     return f"{bucket}/texts"
 
 
-def run(model, texts, output, **values):
+def config_of(model, texts, output, **values) -> TrainConfig:
     settings = {
         "model_name_or_path": model, "dataset_path": texts, "output_dir": output, "streaming": True, "max_seq_length": 64,
         "segment_length": 64, "lora_r": 4, "lora_alpha": 8, "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2, "learning_rate": 3e-3, "max_steps": STEPS, "save_steps": EVERY,
         "sample_prompt": "", "cpus_per_worker": 1,
     } | values  # fmt: skip
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    said: list[str] = []
-    result = pipeline.train(flags.parse(TrainConfig, words), said.append)
-    return result, "\n".join(said)
+    return flags.parse(TrainConfig, [word for name, value in settings.items() for word in (f"--{name}", str(value))])
+
+
+def ordered(dataset: Any) -> Any:
+    """As `fit` has Ray Train run it."""
+    dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
+    return dataset
+
+
+def run_alone(config: TrainConfig) -> list[float]:
+    """One worker in this process, on Ray Data alone, whose losses a run under Ray Train must have, too."""
+    checked = pipeline.preflight(config)
+    plan = checked.plan
+    preflight.claim(config, plan)
+    task = Task(
+        config=flags.to_dict(config), prepared_dir="", manifest=checked.manifest, steps=plan.steps,
+        warmup_steps=plan.warmup_steps, checkpoint_steps=list(plan.checkpoints), layer_counts=checked.layer_counts,
+        use_gpu=False, stream_shards=checked.manifest["stream"]["shards"],
+        parameters=(plan.base_parameters, plan.trainable_parameters),
+    )  # fmt: skip
+
+    def hand_over(step: int, directory: str | None) -> None:
+        checkpoints.upload(str(directory), f"{config.output_dir}/checkpoints/{checkpoints.name_of(step)}")
+
+    def batches(rows: int) -> Any:
+        dataset = ordered(streaming.dataset_of(config, pipeline.raw_of(config), plan.steps)())
+        return dataset.iterator().iter_batches(batch_size=rows, batch_format="pyarrow")
+
+    AcceleratorState._reset_state()
+    loop.train(task, Worker(0, 1, hand_over, batches))
+    return [entry["loss"] for entry in metrics.read(config.output_dir) if "loss" in entry]
 
 
 def adapter(output) -> dict[str, torch.Tensor]:
@@ -58,55 +90,43 @@ def adapter(output) -> dict[str, torch.Tensor]:
 
 
 def test_a_stream_trains_and_a_killed_worker_changes_nothing(ray_local, tiny_model, texts, tmp_path):
-    result, said = run(tiny_model, texts, tmp_path / "a")
-    losses = result.values("loss")
+    reference = tmp_path / "a"
+    losses = run_alone(config_of(tiny_model, texts, reference))
     assert len(losses) == STEPS and sum(losses[-5:]) < sum(losses[:5])
-    assert not (tmp_path / "a" / "prepared").exists()
-    assert "13 files" in said and "no duplicates are taken out" in said
-    assert "Texts rejected: 1 (" in said
-    cursors = [
-        json.loads((tmp_path / "a" / "checkpoints" / checkpoints.name_of(step) / "stream.json").read_text())
+    found = [
+        checkpoints.read_cursor(str(reference / "checkpoints" / checkpoints.name_of(step)))
         for step in range(EVERY, STEPS + 1, EVERY)
     ]
-    places = [(cursor["shard"], cursor["row"]) for cursor in cursors]
-    assert places == sorted(places) and places[-1][0] > 2
+    assert found == sorted(found) and found[-1][0] > 2
+
+    output, killed, said = tmp_path / "b", threading.Event(), list[str]()
 
     def kill_one() -> None:
-        place = tmp_path / "b" / "checkpoints" / checkpoints.name_of(2 * EVERY)
-        while not checkpoints.is_good(str(place)):
-            if done.wait(0.05):
-                return
+        place = str(output / "checkpoints" / checkpoints.name_of(2 * EVERY))
+        while not checkpoints.is_good(place):
+            time.sleep(0.05)
         workers = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::RayTrain")]
         workers[0].kill()
+        killed.set()
 
-    done = threading.Event()
-    thread = threading.Thread(target=kill_one)
-    thread.start()
-    again, _ = run(tiny_model, texts, tmp_path / "b")
-    done.set()
-    thread.join()
-    assert again.values("continued_from_step")
-    assert again.values("loss") == losses
-    assert all(torch.equal(adapter(tmp_path / "a")[name], tensor) for name, tensor in adapter(tmp_path / "b").items())
+    threading.Thread(target=kill_one, daemon=True).start()
+    result = pipeline.train(config_of(tiny_model, texts, output), said.append)
+    assert killed.is_set() and result.values("continued_from_step")
+    assert result.values("loss") == losses
+    assert all(torch.equal(adapter(reference)[name], tensor) for name, tensor in adapter(output).items())
+    assert not (output / "prepared").exists()
+    told = "\n".join(said)
+    assert "13 files" in told and "no duplicates are taken out" in told and "Texts rejected: 1 (" in told
 
 
 def test_however_many_workers_there_are_a_step_takes_the_same_rows(ray_local, tiny_model, texts, tmp_path):
     """Ray Data's own split, read by as many threads as there would be workers, at different speeds, and from a cursor on."""
-    import ray.data
-
-    config = flags.parse(
-        TrainConfig,
-        ["--model_name_or_path", str(tiny_model), "--dataset_path", texts, "--output_dir", str(tmp_path / "r"),
-         "--max_seq_length", "64", "--segment_length", "64", "--per_device_train_batch_size", "2",
-         "--gradient_accumulation_steps", "2", "--max_steps", "20", "--streaming"],
-    )  # fmt: skip
+    config = config_of(tiny_model, texts, tmp_path / "r", max_steps=20)
     make = streaming.dataset_of(config, pipeline.raw_of(config), 20)
 
     def rows_by_step(workers: int, start: int, cursor: tuple[int, int]) -> dict[int, list[tuple[int, int]]]:
         found: dict[int, list[tuple[int, int]]] = {}
-        dataset = make()
-        dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
-        splits = dataset.streaming_split(workers, equal=True)
+        splits = ordered(make()).streaming_split(workers, equal=True)
 
         def read(rank: int) -> None:
             batches = splits[rank].iter_batches(batch_size=2, batch_format="pyarrow", prefetch_batches=2)
@@ -149,9 +169,10 @@ def test_however_many_workers_there_are_a_step_takes_the_same_rows(ray_local, ti
 
 def test_what_a_stream_cannot_do_is_refused_before_anything_starts(tiny_model, texts, tmp_path):
     with pytest.raises(ConfigError, match="holds nothing out"):
-        run(tiny_model, texts, tmp_path / "a", heldout_fraction=0.1)
+        config_of(tiny_model, texts, tmp_path / "a", heldout_fraction=0.1)
     with pytest.raises(ConfigError, match="evenly by 3 workers"):
-        run(tiny_model, texts, tmp_path / "a", num_workers="1..4")
+        config_of(tiny_model, texts, tmp_path / "a", num_workers="1..4")
+    config = config_of(tiny_model, texts, tmp_path / "a", max_steps=1_000_000)
     with pytest.raises(ConfigError, match="passes over a small corpus"):
-        run(tiny_model, texts, tmp_path / "a", max_steps=1_000_000)
+        pipeline.train(config, lambda _: None)
     assert not (tmp_path / "a").exists()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from raystyle import flags, pipeline
@@ -51,6 +53,15 @@ def words(model: Path, prepared: Path, output: Path, **values) -> list[str]:
 
 def run(model, prepared, output, **values):
     return pipeline.train(flags.parse(TrainConfig, words(model, prepared, output, **values)), lambda _: None)
+
+
+def run_alone(model, prepared, output, **values) -> tuple[list[float], list[dict[str, Any]]]:
+    """One worker without Ray, in this process, whose numbers are the same (a test below) and whose start costs seconds:
+    its losses, and all that it recorded."""
+    AcceleratorState._reset_state()
+    assert loop.main(words(model, prepared, output, **values)) == 0
+    told = metrics.read(str(output))
+    return [entry["loss"] for entry in told if "loss" in entry], told
 
 
 def adapter(output: Path) -> dict[str, torch.Tensor]:
@@ -159,19 +170,13 @@ def test_two_workers_and_other_micro_batches_train_the_same_adapter(undisturbed,
     assert distance(adapter(tmp_path / "r"), adapter(reference_output)) < 1e-5
 
 
-def test_accumulation_in_one_pass_gives_the_same_losses(ray_local, tiny_model, tiny_prepared, tmp_path):
+def test_accumulation_in_one_pass_gives_the_same_losses(tiny_model, tiny_prepared, tmp_path):
     """4 rows at once = 4 passes of one row, though their token counts differ: the loss is a mean over all tokens."""
     values = {"lora_dropout": 0.0, "max_steps": 6}
-    ones = run(tiny_model, tiny_prepared, tmp_path / "a", **values)
-    four = run(
-        tiny_model,
-        tiny_prepared,
-        tmp_path / "b",
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=1,
-        **values,
-    )
-    assert losses(four) == pytest.approx(losses(ones), abs=1e-5)
+    ones, _ = run_alone(tiny_model, tiny_prepared, tmp_path / "a", **values)
+    at_once = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    four, _ = run_alone(tiny_model, tiny_prepared, tmp_path / "b", **at_once, **values)
+    assert len(ones) == 6 and four == pytest.approx(ones, abs=1e-5)
 
 
 def test_without_ray_the_numbers_are_the_same(undisturbed, tiny_model, tiny_prepared, tmp_path):
@@ -180,10 +185,9 @@ def test_without_ray_the_numbers_are_the_same(undisturbed, tiny_model, tiny_prep
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert loop.main(words(tiny_model, tiny_prepared, tmp_path / "r")) == 0
+        found, _ = run_alone(tiny_model, tiny_prepared, tmp_path / "r")
     finally:
         torch.set_num_threads(threads)
-    found = [entry["loss"] for entry in metrics.read(str(tmp_path / "r")) if "loss" in entry]
     assert found == losses(reference)
     assert distance(adapter(tmp_path / "r"), adapter(reference_output)) == 0
     assert (tmp_path / "r" / "report.html").exists()
@@ -298,8 +302,9 @@ def test_a_second_stage_begins_as_the_adapter_it_continues_from(undisturbed, tin
     first, first_output = undisturbed
     output = tmp_path / "r"
     stage = {"lora_path": first_output, "max_steps": 8, "save_steps": 4, "loraplus_lr_ratio": 4}
-    second = run(tiny_model, tiny_prepared, output, **stage)
-    assert second.values("heldout_loss")[0] == pytest.approx(first.values("heldout_loss")[-1], abs=1e-6)
+    _, told = run_alone(tiny_model, tiny_prepared, output, **stage)
+    heldout = [entry["heldout_loss"] for entry in told if "heldout_loss" in entry]
+    assert heldout[0] == pytest.approx(first.values("heldout_loss")[-1], abs=1e-6)
     about = json.loads((output / "adapter" / "raystyle_adapter.json").read_text())
     assert (
         about["continues"]
@@ -332,9 +337,9 @@ def test_a_mixture_of_experts_trains_continues_and_is_merged(ray_local, tiny_pre
         "lora_target_modules": "all-linear", "lora_target_parameters": "experts", "lora_dropout": 0, "max_steps": 20,
         "save_steps": 10, "gradient_checkpointing": True, "learning_rate": 1e-2,
     }  # fmt: skip
-    result = run(model, tiny_prepared, output, **settings)
-    assert sum(losses(result)[-5:]) < sum(losses(result)[:5]) - 0.1
-    assert any(entry.get("isolation_logit_difference", 1) < 1e-4 for entry in result.metrics)
+    found, told = run_alone(model, tiny_prepared, output, **settings)
+    assert sum(found[-5:]) < sum(found[:5]) - 0.1
+    assert any(entry.get("isolation_logit_difference", 1) < 1e-4 for entry in told)
     whole = adapter(output)
     assert any(".experts.base_layer.lora_B" in name and tensor.any() for name, tensor in whole.items())
     shutil.rmtree(output / "adapter")
@@ -403,16 +408,19 @@ def test_a_worker_s_own_error_ends_the_run_with_its_reason(ray_local, tiny_model
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["checkpoints", "config.json", "plan.json"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(ray_local, tiny_model, tiny_prepared, tmp_path):
-    with pytest.raises(TrainingError, match=r"the loss of step \d+ is nan"):
-        run(tiny_model, tiny_prepared, tmp_path / "r", learning_rate=1e30, max_grad_norm=0)
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_model, tiny_prepared, tmp_path, capsys):
+    AcceleratorState._reset_state()
+    flags_ = words(tiny_model, tiny_prepared, tmp_path / "r", learning_rate=1e30, max_grad_norm=0)
+    assert loop.main(flags_) == TrainingError.exit_code
+    assert re.search(r"the loss of step \d+ is nan", capsys.readouterr().err)
     assert not (tmp_path / "r" / "adapter").exists()
 
 
-def test_bfloat16_and_gradient_checkpointing_train_too(ray_local, tiny_model, tiny_prepared, tmp_path):
-    result = run(tiny_model, tiny_prepared, tmp_path / "r", bf16=True, gradient_checkpointing=True, max_steps=30)
-    assert sum(losses(result)[-5:]) < sum(losses(result)[:5])
-    assert any(entry.get("isolation_logit_difference", 1) < 0.05 for entry in result.metrics)
+def test_bfloat16_and_gradient_checkpointing_train_too(tiny_model, tiny_prepared, tmp_path):
+    settings = {"bf16": True, "gradient_checkpointing": True, "max_steps": 30}
+    found, told = run_alone(tiny_model, tiny_prepared, tmp_path / "r", **settings)
+    assert sum(found[-5:]) < sum(found[:5])
+    assert any(entry.get("isolation_logit_difference", 1) < 0.05 for entry in told)
 
 
 def test_a_run_lives_in_object_storage(ray_local, s3_server, bucket, tiny_model, tiny_prepared):
