@@ -9,6 +9,7 @@ removals together are the input again (`restore`), and cleaning cleaned text cha
 L lines of all texts; M paragraphs (lines, or runs of wrapped lines); K kept paragraphs of one text.
 """
 
+import bisect
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -156,6 +157,7 @@ class _Batch:
         asked = MIN_LINES if HARD_WRAP not in rules.off else len(self.lines.left_L) + 1
         self.paragraphs = put_together(self.lines, context.hard_wraps, asked)
         self.body = self.paragraphs.body
+        self.bounds: list[int] = self.paragraphs.bounds_D.tolist()
         self.layout_M = self.body.layout(self.lines.left_L[self.paragraphs.first_M])
         # The rule that dropped a paragraph, or -1.
         self.rule_M = np.where(self.body.chars_I == 0, self.codes[BLANK_LINE], -1).astype(np.int16)
@@ -193,7 +195,7 @@ class _Batch:
 
     def rewrite_work(self, number: int, text: str, to_simplified: str) -> None:
         """Rewrites that a work decides as a whole: odd characters that outnumber the usual ones, and its script."""
-        first, last = self.paragraphs.bounds_D[number : number + 2].tolist()
+        first, last = self.bounds[number : number + 2]
         for rule in self.rules.rules:
             if not rule.outnumbers:
                 continue
@@ -217,24 +219,26 @@ class _Batch:
         candidates |= {m: self.rules.of(self.text(m)) for m in self.edited}
         # A site's line stands in every chapter: what was decided of it once holds each time.
         known: dict[str, Swept] = {}
-        for m, found in sorted(candidates.items()):
-            if self.rule_M[m] >= 0:
-                continue
-            before = self.text(m)
-            if applicable := plain(found):
+        places = np.array(sorted(candidates), np.int64)
+        places = places[self.rule_M[places] < 0]
+        for m, text in zip(places.tolist(), self.texts(places), strict=True):
+            weak = [rule for rule in candidates[m] if rule.heading == "weak"]
+            if applicable := plain(candidates[m]):
                 if m in self.edited:
                     swept = sweep(self.body.text(m), applicable, self.rules, self.edited[m][1])
-                elif before in known:
-                    swept = known[before]
+                elif text in known:
+                    swept = known[text]
                 else:
-                    swept = known[before] = sweep(before, applicable, self.rules)
+                    swept = known[text] = sweep(text, applicable, self.rules)
                 self._take(m, swept)
-            if self.rule_M[m] < 0:
-                text = self.text(m)
-                weak = [rule for rule in (found if text == before else self.rules.weak) if rule.heading == "weak"]
-                fitting = (rule for rule in weak if rule.spans(text) and rule.may_apply(text))
-                if rule := next(fitting, None):
+                if swept.dropped:
+                    continue
+                if swept.text != text:
+                    text, weak = swept.text, self.rules.weak
+            for rule in weak:
+                if rule.spans(text) and rule.may_apply(text):
                     self._candidate(m, rule, text)
+                    break
 
     def _take(self, m: int, swept: Swept) -> None:
         """Note what became of a paragraph."""
@@ -250,12 +254,11 @@ class _Batch:
         number = headings.parse_number(named["number"]) if "number" in named else None
         unit = headings.unit(named.get("unit", rule.name))
         candidate = headings.Candidate(m, unit, number, rule.heading == "strong", named["title"])
-        text_no = int(np.searchsorted(self.paragraphs.bounds_D, m, "right")) - 1
-        self.candidates[text_no][m] = rule.name, candidate
+        self.candidates[bisect.bisect_right(self.bounds, m) - 1][m] = rule.name, candidate
 
     def decide(self, number: int, whole: bool) -> Cleaned:
         """What a text's paragraphs decide together, and what is left of it."""
-        first, last = (int(bound) for bound in self.paragraphs.bounds_D[number : number + 2])
+        first, last = self.bounds[number : number + 2]
         self.headings = {}
         accepted = self._headings(number, first, last, whole)
         recurring: list[tuple[str, int]] = []
@@ -301,8 +304,11 @@ class _Batch:
             return set()
         layout = self._layout(first, last, mine)
         if long and NUMBERED_HEADING not in self.rules.off:
-            for weak in headings.weak_candidates(layout, lambda index: self.text(first + index)):
-                mine.setdefault(weak.line, (NUMBERED_HEADING, weak))
+            others_M = layout.chars_L.copy()
+            others_M[list(mine)] = 0
+            others = layout._replace(chars_L=others_M)
+            for weak in headings.weak_candidates(others, lambda index: self.text(first + index)):
+                mine[weak.line] = NUMBERED_HEADING, weak
         found = {index: (rule, candidate._replace(line=index)) for index, (rule, candidate) in mine.items()}
         accepted = headings.accept([candidate for _, candidate in found.values()], layout.chars_L)
         for index in accepted:

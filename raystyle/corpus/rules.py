@@ -99,8 +99,9 @@ class Rule:
         if self.max_chars is not None and len(line) > self.max_chars:
             return []
         if self.action == "drop_line":
-            matches = self.pattern.search(line) and not (self.unless and self.unless.search(line))
-            return [(0, len(line), "")] if matches else []
+            # In prose `unless` is what most often decides, and at its first words.
+            spared = self.unless and self.unless.search(line)
+            return [(0, len(line), "")] if not spared and self.pattern.search(line) else []
         hits = [hit for hit in self.pattern.finditer(line) if hit.end() > hit.start()]
         if not hits or (self.unless and self.unless.search(line)):
             return []
