@@ -5,7 +5,7 @@ import pytest
 
 from raystyle.corpus.clean import clean
 from raystyle.corpus.lines import split_lines
-from raystyle.corpus.rules import load_rules, pack_names
+from raystyle.corpus.rules import check, load_rules, pack_names, switched_off
 from raystyle.errors import ConfigError, StorageError
 
 GOOD = """
@@ -25,6 +25,7 @@ def write(path: Path, text: str) -> str:
 @pytest.mark.parametrize("name", pack_names())
 def test_packs_pass_their_own_examples(name: str) -> None:
     rules = load_rules(name)
+    check([*rules.rules, *switched_off([name], rules)], name)
     assert all(rule.why.endswith(".") and rule.match for rule in rules.rules)
 
 
