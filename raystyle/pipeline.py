@@ -39,9 +39,10 @@ def rules(config: RulesConfig) -> Iterator[str]:
     import json
 
     from raystyle.corpus import trial
-    from raystyle.corpus.rules import load_rules, switched_off
+    from raystyle.corpus.rules import check, load_rules, switched_off
 
     found = load_rules(config.rules, config.enable_rules, config.disable_rules)
+    check(found.rules, found.name)
     off = switched_off(config.rules, found)
     for name in config.explain:
         yield trial.explanation(found, off, name)

@@ -1,7 +1,7 @@
 """Texts to kept paragraphs and removals. Pure: the same text and rules give the same result anywhere.
 
-Many texts are cleaned at once, as one Arrow column of lines: what every line needs (cutting it, its outer whitespace,
-blank lines, whether it holds a literal of any rule) is done by Arrow and numpy; Python sees only lines that a rule may
+Many texts are cleaned at once, as one string: what every line needs (cutting it, its outer whitespace, blank lines,
+whether it holds a literal of any rule) is done by numpy for all lines together; Python sees only lines that a rule may
 touch (`sweep`) and what needs a line's neighbours (`context`, `headings`). A paragraph that a file breaks at a fixed
 width is put together before rules see it. Every removal is kept as a place in a decoded line, so kept paragraphs and
 removals together are the input again (`restore`), and cleaning cleaned text changes nothing.
@@ -9,9 +9,9 @@ removals together are the input again (`restore`), and cleaning cleaned text cha
 L lines of all texts; M paragraphs (lines, or runs of wrapped lines); K kept paragraphs of one text.
 """
 
+import bisect
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raystyle.corpus import context, headings, removals, repeats
-from raystyle.corpus.lines import layout_of, put_together, split_lines
+from raystyle.corpus.lines import Counts, Flags, Places, put_together, split_lines
 from raystyle.corpus.rules import Rule, Rules
 from raystyle.corpus.script import simplified_lines
 from raystyle.corpus.sweep import OUTER_WHITESPACE, Edit, Swept, difference, plain, sweep
 
-Places = NDArray[np.int64]
 # What every line goes through before any rule, and what its neighbours decide after them.
 BLANK_LINE = "blank_line"
 HARD_WRAP = "hard_wrap"
@@ -97,8 +96,8 @@ def clean_all(
     of all as a table: `text_no` and the columns of `parts.REMOVED` but its source.
     """
     batch = _Batch(texts, rules)
-    for number in range(len(texts)):
-        batch.rewrite_work(number, to_simplified)
+    for number, text in enumerate(texts):
+        batch.rewrite_work(number, text, to_simplified)
     batch.sweep()
     return [batch.decide(number, whole) for number in range(len(texts))], batch.removed()
 
@@ -146,7 +145,7 @@ class _Batch:
     """Texts on their way through cleaning: what has become of each paragraph so far."""
 
     def __init__(self, texts: Sequence[str], rules: Rules) -> None:
-        self.texts, self.rules = texts, rules
+        self.rules = rules
         self.names = [*BUILT_IN, *(rule.name for rule in rules.rules)]
         self.codes = {name: code for code, name in enumerate(self.names)}
         self.interrupting = [self.codes[rule.name] for rule in rules.rules if rule.interrupts] + [
@@ -155,28 +154,48 @@ class _Batch:
         # By code; the last one stands for -1, what is kept.
         self.interrupts_R = np.isin(np.arange(len(self.names) + 1), self.interrupting)
         self.lines = split_lines(texts)
-        asked = MIN_LINES if HARD_WRAP not in rules.off else len(self.lines.raw) + 1
+        asked = MIN_LINES if HARD_WRAP not in rules.off else len(self.lines.left_L) + 1
         self.paragraphs = put_together(self.lines, context.hard_wraps, asked)
-        self.layout_M = layout_of(
-            self.paragraphs.body, self.paragraphs.chars_M, self.lines.left_L[self.paragraphs.first_M]
-        )
-        self.text_M: list[str] = self.paragraphs.body.to_pylist()
+        self.body = self.paragraphs.body
+        self.bounds: list[int] = self.paragraphs.bounds_D.tolist()
+        self.layout_M = self.body.layout(self.lines.left_L[self.paragraphs.first_M])
         # The rule that dropped a paragraph, or -1.
-        self.rule_M = np.where(self.paragraphs.chars_M == 0, self.codes[BLANK_LINE], -1).astype(np.int16)
-        # Of edited paragraphs: the text as it was, and how it became what it is.
+        self.rule_M = np.where(self.body.chars_I == 0, self.codes[BLANK_LINE], -1).astype(np.int16)
+        # Edited paragraphs: what they have become, and how.
         self.edited: dict[int, tuple[str, list[Edit]]] = {}
-        # Dropped headings, placed within their text.
+        self.edited_M = np.zeros(len(self.rule_M), bool)
+        # Lines that rules take for headings, by text; and dropped headings, placed within the text that is being decided.
+        self.candidates: list[dict[int, tuple[str, headings.Candidate]]] = [{} for _ in texts]
         self.headings: dict[int, headings.Candidate] = {}
-        self.candidates: dict[int, tuple[str, headings.Candidate]] = {}
         # Whether paragraphs are indented, by the first paragraph of their text.
         self.indents: dict[int, bool] = {}
         # The rule that took the line feed after a line, or -1.
         self.joined_L = np.where(self.paragraphs.wrapped_L, self.codes[HARD_WRAP], -1).astype(np.int16)
 
-    def rewrite_work(self, number: int, to_simplified: str) -> None:
+    def text(self, m: int) -> str:
+        """A paragraph as it is by now."""
+        return self.edited[m][0] if m in self.edited else self.body.text(m)
+
+    def texts(self, paragraph_K: Places) -> list[str]:
+        """Paragraphs as they are by now."""
+        texts = self.body.texts(paragraph_K)
+        for k in np.flatnonzero(self.edited_M[paragraph_K]).tolist():
+            texts[k] = self.edited[int(paragraph_K[k])][0]
+        return texts
+
+    def lengths(self, paragraph_K: Places) -> Counts:
+        """The characters of paragraphs as they are by now."""
+        chars_K = self.body.chars_I[paragraph_K]
+        for k in np.flatnonzero(self.edited_M[paragraph_K]).tolist():
+            chars_K[k] = len(self.edited[int(paragraph_K[k])][0])
+        return chars_K
+
+    def _edit(self, m: int, text: str, edits: list[Edit]) -> None:
+        self.edited[m], self.edited_M[m] = (text, edits), True
+
+    def rewrite_work(self, number: int, text: str, to_simplified: str) -> None:
         """Rewrites that a work decides as a whole: odd characters that outnumber the usual ones, and its script."""
-        text, first = self.texts[number], self.paragraphs.bounds_D[number]
-        last = self.paragraphs.bounds_D[number + 1]
+        first, last = self.bounds[number : number + 2]
         for rule in self.rules.rules:
             if not rule.outnumbers:
                 continue
@@ -186,38 +205,40 @@ class _Batch:
                 if odd in text and (count := text.count(odd)) >= MIN_OUTNUMBERING and count > text.count(usual)
             }
             for m in range(first, last) if pairs else ():
-                if any(odd in self.text_M[m] for odd in pairs):
-                    self._rewrite(m, self.text_M[m].translate(str.maketrans(pairs)), rule.name)
-        for index, line in simplified_lines(text, self.text_M[first:last], to_simplified):
+                if any(odd in self.text(m) for odd in pairs):
+                    self._rewrite(m, self.text(m).translate(str.maketrans(pairs)), rule.name)
+        for index, line in simplified_lines(text, map(self.text, range(first, last)), to_simplified):
             self._rewrite(first + index, line, TO_SIMPLIFIED)
 
     def _rewrite(self, m: int, wanted: str, rule: str) -> None:
-        line = self.edited.get(m, (self.text_M[m], []))[0]
-        self.text_M[m], self.edited[m] = wanted, (line, difference(line, wanted, rule))
+        self._edit(m, wanted, difference(self.body.text(m), wanted, rule))
 
     def sweep(self) -> None:
         """Every paragraph that a rule may touch, by itself."""
-        candidates = self.rules.candidates(self.paragraphs.body, self.paragraphs.chars_M)
-        candidates |= {m: self.rules.of(self.text_M[m]) for m in self.edited}
+        candidates = self.rules.candidates(self.body)
+        candidates |= {m: self.rules.of(self.text(m)) for m in self.edited}
         # A site's line stands in every chapter: what was decided of it once holds each time.
         known: dict[str, Swept] = {}
-        for m, found in sorted(candidates.items()):
-            if self.rule_M[m] >= 0:
-                continue
-            if applicable := plain(found):
-                before = self.text_M[m]
+        places = np.array(sorted(candidates), np.int64)
+        places = places[self.rule_M[places] < 0]
+        for m, text in zip(places.tolist(), self.texts(places), strict=True):
+            weak = [rule for rule in candidates[m] if rule.heading == "weak"]
+            if applicable := plain(candidates[m]):
                 if m in self.edited:
-                    self._take(m, sweep(self.edited[m][0], applicable, self.rules, self.edited[m][1]))
+                    swept = sweep(self.body.text(m), applicable, self.rules, self.edited[m][1])
+                elif text in known:
+                    swept = known[text]
                 else:
-                    if before not in known:
-                        known[before] = sweep(before, applicable, self.rules)
-                    self._take(m, known[before])
-                if self.text_M[m] != before:
-                    found = self.rules.of(self.text_M[m])
-            if self.rule_M[m] < 0:
-                weak = (rule for rule in found if rule.heading == "weak" and rule.spans(self.text_M[m]))
-                if rule := next(weak, None):
-                    self._candidate(m, rule, self.text_M[m])
+                    swept = known[text] = sweep(text, applicable, self.rules)
+                self._take(m, swept)
+                if swept.dropped:
+                    continue
+                if swept.text != text:
+                    text, weak = swept.text, self.rules.weak
+            for rule in weak:
+                if rule.spans(text) and rule.may_apply(text):
+                    self._candidate(m, rule, text)
+                    break
 
     def _take(self, m: int, swept: Swept) -> None:
         """Note what became of a paragraph."""
@@ -226,19 +247,20 @@ class _Batch:
             if swept.dropped.heading:
                 self._candidate(m, swept.dropped, swept.text)
         elif swept.edits:
-            line = self.edited[m][0] if m in self.edited else self.text_M[m]
-            self.text_M[m], self.edited[m] = swept.text, (line, swept.edits)
+            self._edit(m, swept.text, swept.edits)
 
     def _candidate(self, m: int, rule: Rule, text: str) -> None:
         named = rule.named(text)
         number = headings.parse_number(named["number"]) if "number" in named else None
         unit = headings.unit(named.get("unit", rule.name))
-        self.candidates[m] = (rule.name, headings.Candidate(m, unit, number, rule.heading == "strong", named["title"]))
+        candidate = headings.Candidate(m, unit, number, rule.heading == "strong", named["title"])
+        self.candidates[bisect.bisect_right(self.bounds, m) - 1][m] = rule.name, candidate
 
     def decide(self, number: int, whole: bool) -> Cleaned:
         """What a text's paragraphs decide together, and what is left of it."""
-        first, last = (int(bound) for bound in self.paragraphs.bounds_D[number : number + 2])
-        accepted = self._headings(first, last, whole)
+        first, last = self.bounds[number : number + 2]
+        self.headings = {}
+        accepted = self._headings(number, first, last, whole)
         recurring: list[tuple[str, int]] = []
         unmarked: list[str] = []
         if whole and last - first >= MIN_LINES:
@@ -250,46 +272,43 @@ class _Batch:
         unbroken = self._mend_page_breaks(first, last)
         if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
             self._mend_wraps(kept_K, unbroken)
-        parts = [self.text_M[m] for m in kept_K.tolist()]
-        ends = ["" if m in unbroken else "\n" for m in kept_K.tolist()] if unbroken else ["\n"] * len(parts)
-        joined = "".join(chain.from_iterable(zip(parts, ends, strict=True))) if unbroken else "\n".join(parts)
-        text = joined.removesuffix("\n")
+        goes_on_K = np.isin(kept_K, list(unbroken))
+        parts = self.texts(kept_K)
+        for k in np.flatnonzero(goes_on_K)[::-1].tolist():
+            parts[k] += parts.pop(k + 1)
         line_L = slice(*self.lines.bounds_D[number : number + 2].tolist())
-        begins_K = np.array([True, *map(bool, ends[:-1])][: len(parts)], bool)
+        begins_K = ~np.append(False, goes_on_K)[:-1]
         return Cleaned(
-            text, self.paragraphs.first_M[kept_K][begins_K] - line_L.start + 1,
-            self._chapters(first, last, kept_K, parts, ends, line_L.start), recurring, unmarked, line_L.stop - line_L.start,
-            int(self.lines.raw_chars_L[line_L].sum()), int(self.lines.chars_L[line_L].sum()),
+            "\n".join(parts), self.paragraphs.first_M[kept_K][begins_K] - line_L.start + 1,
+            self._chapters(kept_K, goes_on_K, line_L.start), recurring, unmarked, line_L.stop - line_L.start,
+            int(self.lines.raw.chars_I[line_L].sum()), int(self.lines.body.chars_I[line_L].sum()),
         )  # fmt: skip
 
-    def _chapters(
-        self, first: int, last: int, kept_K: Places, parts: list[str], ends: list[str], first_line: int
-    ) -> list[Heading]:
+    def _chapters(self, kept_K: Places, goes_on_K: Flags, first_line: int) -> list[Heading]:
         """The headings of a text, and where in what is left of it their chapters begin."""
-        titled = [m for m in range(first, last) if m in self.headings] if self.headings else []
+        titled = sorted(self.headings)
         if not titled:
             return []
-        starts_K = np.cumsum([0, *(len(part) + len(end) for part, end in zip(parts, ends, strict=True))])
+        starts_K = np.cumsum(np.append(0, self.lengths(kept_K) + ~goes_on_K), dtype=np.int64)
         places = starts_K[np.searchsorted(kept_K, titled)].tolist()
         return [
-            Heading(int(self.paragraphs.first_M[m]) - first_line + 1, self.headings[m].title or self.text_M[m], place)
+            Heading(int(self.paragraphs.first_M[m]) - first_line + 1, self.headings[m].title or self.text(m), place)
             for m, place in zip(titled, places, strict=True)
         ]
 
-    def _headings(self, first: int, last: int, whole: bool) -> set[int]:
+    def _headings(self, number: int, first: int, last: int, whole: bool) -> set[int]:
         """Drop the lines that are headings, weak ones only where they fit; their places in the text."""
-        mine = (
-            {m - first: self.candidates[m] for m in range(first, last) if m in self.candidates}
-            if self.candidates
-            else {}
-        )
+        mine = {m - first: candidate for m, candidate in self.candidates[number].items()}
         long = whole and last - first >= MIN_LINES
         if not mine and not long:
             return set()
         layout = self._layout(first, last, mine)
         if long and NUMBERED_HEADING not in self.rules.off:
-            for weak in headings.weak_candidates(layout, lambda index: self.text_M[first + index]):
-                mine.setdefault(weak.line, (NUMBERED_HEADING, weak))
+            others_M = layout.chars_L.copy()
+            others_M[list(mine)] = 0
+            others = layout._replace(chars_L=others_M)
+            for weak in headings.weak_candidates(others, lambda index: self.text(first + index)):
+                mine[weak.line] = NUMBERED_HEADING, weak
         found = {index: (rule, candidate._replace(line=index)) for index, (rule, candidate) in mine.items()}
         accepted = headings.accept([candidate for _, candidate in found.values()], layout.chars_L)
         for index in accepted:
@@ -321,17 +340,17 @@ class _Batch:
     def _go_on(self, before: int, after: int, first: int, last: int) -> bool:
         """Whether one paragraph is the first half, and another the second half, of a sentence."""
         if first not in self.indents:
-            filled_M = self.paragraphs.chars_M[first:last] > 0
+            filled_M = self.body.chars_I[first:last] > 0
             indented = np.count_nonzero(self.layout_M.indent_L[first:last][filled_M])
             self.indents[first] = bool(2 * indented >= np.count_nonzero(filled_M))
         indent = bool(self.layout_M.indent_L[after]) if self.indents[first] else None
-        return context.continues(self.text_M[before], self.text_M[after], indent)
+        return context.continues(self.text(before), self.text(after), indent)
 
     def _layout(self, first: int, last: int, seen: Iterable[int]) -> context.Layout:
         """A text's paragraphs; those that are dropped count as blank, but for headings, which `seen` names."""
-        chars_M = np.where(self.rule_M[first:last] < 0, self.paragraphs.chars_M[first:last], 0)
+        chars_M = np.where(self.rule_M[first:last] < 0, self.body.chars_I[first:last], 0)
         places = list(seen)
-        chars_M[places] = self.paragraphs.chars_M[first:last][places]
+        chars_M[places] = self.body.chars_I[first:last][places]
         return context.Layout(chars_M, *(column[first:last] for column in self.layout_M[1:]))
 
     def _drop_by_place(self, first: int, last: int, here: set[int]) -> None:
@@ -339,7 +358,7 @@ class _Batch:
         layout = self._layout(first, last, here)
 
         def line(index: int) -> str:
-            return self.text_M[first + index]
+            return self.text(first + index)
 
         listed, proven = (
             repeats.contents(layout, line, here) if CONTENTS not in self.rules.off else (set[int](), set[int]())
@@ -350,7 +369,7 @@ class _Batch:
         for index in proven:
             self.headings[first + index] = headings.Candidate(index, "", None, True, line(index))
             self.rule_M[first + index] = self.codes[PROVEN_HEADING]
-        known = [self.headings[m] for m in range(first, last) if m in self.headings] if self.headings else []
+        known = [self.headings[m] for m in sorted(self.headings)]
         for index in repeats.furniture(layout, line, known) if FURNITURE not in self.rules.off else ():
             if self.rule_M[first + index] < 0:
                 self.rule_M[first + index] = self.codes[FURNITURE]
@@ -358,27 +377,40 @@ class _Batch:
     def _drop_recurring(self, first: int, last: int) -> tuple[list[tuple[str, int]], list[str]]:
         """Drop lines that recur like boilerplate. Returns all that recur, with their counts, and the lines that would be
         boilerplate if other works had them too."""
-        chars_M = self.paragraphs.chars_M[first:last]
-        short = np.flatnonzero((self.rule_M[first:last] < 0) & (chars_M <= MAX_RECURRING_CHARS))
-        counts = Counter([self.text_M[first + index] for index in short.tolist()])
+        chars_M = self.body.chars_I[first:last]
+        short_K = np.flatnonzero((self.rule_M[first:last] < 0) & (chars_M <= MAX_RECURRING_CHARS)) + first
+        often_K = short_K[self._may_recur(short_K)]
+        counts = Counter(self.texts(often_K))
         often = repeats.recurring((text, count) for text, count in counts.items() if count >= MIN_RECURRENCE)
         dropped = {found.text for found in often if found.drop and RECURRING not in self.rules.off}
-        for index in short.tolist() if dropped else ():
-            if self.text_M[first + index] in dropped:
-                self.rule_M[first + index] = self.codes[RECURRING]
-        plain = (text for text in counts if text[-1] not in repeats.TOLD and text not in dropped)
+        for m in often_K.tolist() if dropped else ():
+            if self.text(m) in dropped:
+                self.rule_M[m] = self.codes[RECURRING]
+        untold_K = short_K[self.edited_M[short_K] | ~repeats.told(self.layout_M.last_L[short_K])]
+        plain = (text for text in set(self.texts(untold_K)) if text not in dropped and text[-1] not in repeats.TOLD)
         unmarked = sorted(text for text in plain if repeats.is_boilerplate(text))
         return [(found.text, found.times) for found in often], unmarked
+
+    def _may_recur(self, short_K: Places) -> Flags:
+        """Which of some paragraphs have the same first, middle and last character as so many others that they may recur."""
+        middle_K = self.body.codes_C[self.body.start_I[short_K] + self.body.chars_I[short_K] // 2].astype(np.int64)
+        first_K, last_K = (column[short_K].astype(np.int64) for column in self.layout_M[2:])
+        key_K = first_K << 42 | middle_K << 21 | last_K
+        for k in np.flatnonzero(self.edited_M[short_K]).tolist():
+            text = self.edited[int(short_K[k])][0]
+            key_K[k] = ord(text[0]) << 42 | ord(text[len(text) // 2]) << 21 | ord(text[-1])
+        _, inverse_K, counts = np.unique(key_K, return_inverse=True, return_counts=True)
+        return counts[inverse_K] >= MIN_RECURRENCE
 
     def _drop_top(self, first: int, last: int) -> None:
         """Rules for lines above the first one that is kept."""
         for m in range(first, last):
             if self.rule_M[m] >= 0:
                 continue
-            at_start = [rule for rule in self.rules.of(self.text_M[m]) if rule.at_start]
+            at_start = [rule for rule in self.rules.of(self.text(m)) if rule.at_start]
             if at_start:
-                line, edits = self.edited.get(m, (self.text_M[m], []))
-                self._take(m, sweep(line, at_start, self.rules, edits))
+                edits = self.edited[m][1] if m in self.edited else []
+                self._take(m, sweep(self.body.text(m), at_start, self.rules, edits))
             if self.rule_M[m] < 0:
                 return
 
@@ -399,10 +431,11 @@ class _Batch:
 
     def _mend_wraps(self, kept_K: Places, unbroken: set[int]) -> None:
         """Join what reads as broken at a width now that headings and noise between are gone: cleaning once more would."""
+        chars_K = self.lengths(kept_K)
         while True:
-            whole_K = np.flatnonzero([m not in unbroken for m in [-1, *kept_K[:-1].tolist()]])
+            whole_K = np.flatnonzero(~np.append(False, np.isin(kept_K[:-1], list(unbroken))))
             starts = kept_K[whole_K]
-            chars = np.add.reduceat([len(self.text_M[m]) for m in kept_K.tolist()], whole_K).astype(np.int32)
+            chars = np.add.reduceat(chars_K, whole_K, dtype=np.int32)
             ends = kept_K[np.append(whole_K[1:], len(kept_K)) - 1]
             layout = context.Layout(
                 chars, np.zeros_like(chars), self.layout_M.first_L[starts], self.layout_M.last_L[ends]
@@ -423,41 +456,39 @@ class _Batch:
 
     def _is_clean(self, before: int, after: int) -> bool:
         """Whether no rule would touch two halves put together: then they had better stay apart."""
-        whole = self.text_M[before] + self.text_M[after]
+        whole = self.text(before) + self.text(after)
         return not any(rule.spans(whole) for rule in plain(self.rules.of(whole)))
 
     def _last_line(self, m: int) -> int:
         """The last line of a paragraph that is not blank."""
-        line = int(self.paragraphs.first_M[m + 1] if m + 1 < len(self.text_M) else len(self.joined_L)) - 1
-        while self.lines.chars_L[line] == 0:
+        line = int(self.paragraphs.first_M[m + 1] if m + 1 < len(self.rule_M) else len(self.joined_L)) - 1
+        while self.lines.body.chars_I[line] == 0:
             line -= 1
         return line
 
     def removed(self) -> pa.Table:
         """What was removed from all texts."""
         paragraph_L = np.repeat(
-            np.arange(len(self.text_M)), np.diff(np.append(self.paragraphs.first_M, len(self.joined_L)))
+            np.arange(len(self.rule_M)), np.diff(np.append(self.paragraphs.first_M, len(self.joined_L)))
         )
-        dropped_L = np.where(self.lines.chars_L > 0, self.rule_M[paragraph_L], self.codes[BLANK_LINE])
+        dropped_L = np.where(self.lines.body.chars_I > 0, self.rule_M[paragraph_L], self.codes[BLANK_LINE])
         spaced_L = self.paragraphs.spaced_L.copy()
         edits = []
-        for m, (whole, changes) in self.edited.items():
+        for m, (_, changes) in self.edited.items():
             if self.rule_M[m] < 0:
-                edits += self._places(m, whole, changes, spaced_L)
+                edits += self._places(m, changes, spaced_L)
         return removals.table(
             self.lines, dropped_L, self.joined_L, spaced_L, edits, self.names, self.codes[OUTER_WHITESPACE]
         )
 
-    def _places(
-        self, m: int, whole: str, changes: Sequence[Edit], spaced_L: NDArray[np.bool_]
-    ) -> list[removals.Edited]:
+    def _places(self, m: int, changes: Sequence[Edit], spaced_L: NDArray[np.bool_]) -> list[removals.Edited]:
         """Edits of a paragraph as edits of its lines; one that reaches across line ends has a part in each."""
         edits = []
-        last = self._last_line(m) + 1
+        whole, last = self.body.text(m), self._last_line(m) + 1
         for change in changes:
             place, replacement = 0, change.replacement
             for line in range(int(self.paragraphs.first_M[m]), last):
-                end = place + int(self.lines.chars_L[line])
+                end = place + int(self.lines.body.chars_I[line])
                 start, stop = max(change.start, place), min(change.end, end)
                 if start < stop:
                     left = int(self.lines.left_L[line]) - place

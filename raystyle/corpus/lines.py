@@ -1,130 +1,161 @@
-"""Texts as Arrow columns of lines and of paragraphs, with what Arrow and numpy can say about all of them at once.
+"""Texts as lines and as paragraphs, with what numpy can say about all of them at once.
 
-L lines of all texts; M paragraphs; D texts.
+A batch of texts is one string, and the same characters as numbers: what stands at a place of one stands at that place of
+the other. So numpy looks at all lines together, and Python cuts out the few that somebody wants to read.
+
+C characters; L lines of all texts; M paragraphs; D texts; I pieces of any kind.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raystyle.corpus.context import Layout
+from raystyle.corpus.literals import Codes, code_points
 
-# What `str.strip` takes, but for the line feed.
-WHITESPACE = "".join(
-    map(
-        chr,
-        [
-            9,
-            11,
-            12,
-            13,
-            *range(28, 33),
-            0x85,
-            0xA0,
-            0x1680,
-            *range(0x2000, 0x200B),
-            0x2028,
-            0x2029,
-            0x202F,
-            0x205F,
-            0x3000,
-        ],
-    )
-)
+Places = NDArray[np.int64]
+Counts = NDArray[np.int32]
+Flags = NDArray[np.bool_]
+# What `str.strip` takes.
+_WHITESPACE = np.array([chr(code).isspace() for code in range(0x10000)])
+# Indents have some characters; what is longer is counted line by line.
+_LONG_INDENT = 16
+# Strings of so many characters are told apart as one number.
+_SHORT, _CODE_BITS = 3, 21
+
+
+class Pieces(NamedTuple):
+    """Pieces of a string: piece i is its characters start_I[i] to start_I[i] + chars_I[i].
+
+    `codes_C` are the string's characters, and behind the last one a line feed.
+    """
+
+    whole: str
+    codes_C: Codes
+    start_I: Places
+    chars_I: Counts
+
+    def text(self, index: int) -> str:
+        start = int(self.start_I[index])
+        return self.whole[start : start + int(self.chars_I[index])]
+
+    def texts(self, index_I: Places | slice) -> list[str]:
+        start_I, chars_I = self.start_I[index_I], self.chars_I[index_I]
+        return [
+            self.whole[start:end] for start, end in zip(start_I.tolist(), (start_I + chars_I).tolist(), strict=True)
+        ]
+
+    def layout(self, indent_I: Counts) -> Layout:
+        first_I, last_I = self.codes_C[self.start_I], self.codes_C[np.maximum(self.start_I + self.chars_I - 1, 0)]
+        filled_I = self.chars_I > 0
+        return Layout(
+            self.chars_I,
+            indent_I,
+            np.where(filled_I, first_I, 0).astype(np.int32),
+            np.where(filled_I, last_I, 0).astype(np.int32),
+        )
 
 
 class Lines(NamedTuple):
-    """Lines of texts: as they are (`raw`), and without outer whitespace (`body`). Text d has the lines bounds[d] to bounds[d + 1]."""
+    """Lines of texts: as they are (`raw`), and without outer whitespace (`body`). Text d has the lines bounds[d] to
+    bounds[d + 1]; `left_L` characters of a line stand before its body."""
 
-    raw: pa.Array
-    body: pa.Array
-    raw_chars_L: NDArray[np.int32]
-    left_L: NDArray[np.int32]
-    chars_L: NDArray[np.int32]
-    bounds_D: NDArray[np.int64]
-
-    def layout(self) -> Layout:
-        return layout_of(self.body, self.chars_L, self.left_L)
+    raw: Pieces
+    body: Pieces
+    left_L: Counts
+    bounds_D: Places
 
 
 class Paragraphs(NamedTuple):
     """Lines put together where a file breaks them at a width. Paragraph m begins at line first_M[m]; `spaced_L`: where a
     space stands for the line break, between two words of an alphabet."""
 
-    body: pa.Array
-    first_M: NDArray[np.int64]
-    chars_M: NDArray[np.int32]
-    bounds_D: NDArray[np.int64]
+    body: Pieces
+    first_M: Places
+    bounds_D: Places
     wrapped_L: NDArray[np.bool_]
     spaced_L: NDArray[np.bool_]
 
 
 def split_lines(texts: Sequence[str]) -> Lines:
     """Cut texts at line feeds."""
-    whole = pa.array(["\n".join(texts)], pa.large_string())
-    raw = pc.cast(pc.split_pattern(whole, "\n").values, pa.large_string())
-    left_trimmed = pc.utf8_ltrim(raw, WHITESPACE)
-    body = pc.utf8_rtrim(left_trimmed, WHITESPACE)
-    raw_chars_L = _numbers(pc.utf8_length(raw))
+    whole = "\n".join(texts)
+    codes_C = code_points(whole + "\n")
+    end_L = np.flatnonzero(codes_C == ord("\n"))
+    start_L = np.insert(end_L[:-1] + 1, 0, 0)
+    left_L = _whitespace(whole, codes_C, start_L, end_L, 1)
+    right_L = _whitespace(whole, codes_C, start_L + left_L, end_L, -1)
+    raw_chars_L = (end_L - start_L).astype(np.int32)
     bounds_D = np.cumsum([0, *(text.count("\n") + 1 for text in texts)])
-    return Lines(raw, body, raw_chars_L, raw_chars_L - _numbers(pc.utf8_length(left_trimmed)), _numbers(pc.utf8_length(body)), bounds_D)  # fmt: skip
+    raw = Pieces(whole, codes_C, start_L, raw_chars_L)
+    return Lines(raw, Pieces(whole, codes_C, start_L + left_L, raw_chars_L - left_L - right_L), left_L, bounds_D)
+
+
+def _whitespace(whole: str, codes_C: Codes, start_L: Places, end_L: Places, step: int) -> Counts:
+    """How many characters of whitespace each line begins with (`step` 1) or ends with (-1)."""
+    count_L = np.zeros(len(start_L), np.int32)
+    line_I = np.flatnonzero(start_L < end_L)
+    for count in range(_LONG_INDENT):
+        place_I = start_L[line_I] + count if step > 0 else end_L[line_I] - 1 - count
+        line_I = line_I[_WHITESPACE.take(codes_C[place_I], mode="clip")]
+        count_L[line_I] += 1
+        line_I = line_I[start_L[line_I] + count + 1 < end_L[line_I]]
+    for i in line_I.tolist():
+        line = whole[start_L[i] : end_L[i]]
+        count_L[i] = len(line) - len(line.lstrip() if step > 0 else line.rstrip())
+    return count_L
 
 
 def put_together(lines: Lines, hard_wraps: Callable[[Layout], NDArray[np.bool_]], min_lines: int) -> Paragraphs:
     """Paragraphs of lines, asking `hard_wraps` of each text of at least `min_lines` which lines go on in the next one."""
-    wrapped_L = np.zeros(len(lines.raw), bool)
-    if (long := np.flatnonzero(np.diff(lines.bounds_D) >= min_lines)).size:
-        layout = lines.layout()
-        for number in long:
-            start, end = lines.bounds_D[number], lines.bounds_D[number + 1]
-            wrapped_L[start:end] = hard_wraps(Layout(*(column[start:end] for column in layout)))
-            wrapped_L[end - 1] = False
+    chars_L = lines.body.chars_I
+    wrapped_L = np.zeros(len(chars_L), bool)
+    layout = lines.body.layout(lines.left_L)
+    for number in np.flatnonzero(np.diff(lines.bounds_D) >= min_lines):
+        start, end = lines.bounds_D[number], lines.bounds_D[number + 1]
+        wrapped_L[start:end] = hard_wraps(Layout(*(column[start:end] for column in layout)))
+        wrapped_L[end - 1] = False
+    spaced_L = np.zeros_like(wrapped_L)
     if not wrapped_L.any():
-        first_M = np.arange(len(wrapped_L))
-        return Paragraphs(lines.body, first_M, lines.chars_L, lines.bounds_D, wrapped_L, np.zeros_like(wrapped_L))
-    place_N = np.flatnonzero(lines.chars_L)
+        return Paragraphs(lines.body, np.arange(len(chars_L)), lines.bounds_D, wrapped_L, spaced_L)
+    place_N = np.flatnonzero(chars_L)
     goes_on_N = wrapped_L[place_N]
     latin_N = [(code >= 0x21) & (code <= 0x7E) for code in (layout.last_L[place_N], layout.first_L[place_N])]
-    spaced_L = np.zeros_like(wrapped_L)
     spaced_L[place_N[:-1]] = (goes_on_N & latin_N[0])[:-1] & latin_N[1][1:]
     # A line, blank or not, belongs to the paragraph of the last line with text before it, where that goes on.
     before_L = np.searchsorted(place_N, np.arange(len(wrapped_L))) - 1
     first_M = np.flatnonzero(~((before_L >= 0) & goes_on_N[before_L]))
-    spaces = pc.if_else(pa.array(spaced_L), " ", "").cast(pa.large_string())
-    parts = pc.binary_join_element_wise(lines.body, spaces, pa.scalar("", pa.large_string()))
-    groups = pa.ListArray.from_arrays(pa.array(np.append(first_M, len(wrapped_L)), pa.int32()), parts)
-    body = pc.binary_join(groups, pa.scalar("", pa.large_string()))
-    bounds_D = np.searchsorted(first_M, lines.bounds_D)
-    return Paragraphs(body, first_M, _numbers(pc.utf8_length(body)), bounds_D, wrapped_L, spaced_L)
+    parts = lines.body.texts(slice(None))
+    for line in np.flatnonzero(spaced_L).tolist():
+        parts[line] += " "
+    bounds = [*first_M.tolist(), len(parts)]
+    whole = "\n".join(["".join(parts[start:end]) for start, end in pairwise(bounds)])
+    chars_M = np.add.reduceat(chars_L + spaced_L, first_M, dtype=np.int32)
+    start_M = np.cumsum(np.append(0, chars_M[:-1] + 1), dtype=np.int64)
+    body = Pieces(whole, code_points(whole + "\n"), start_M, chars_M)
+    return Paragraphs(body, first_M, np.searchsorted(first_M, lines.bounds_D), wrapped_L, spaced_L)
 
 
-def layout_of(body: pa.Array, chars_L: NDArray[np.int32], indent_L: NDArray[np.int32]) -> Layout:
-    """First and last code points of lines, read from the column's UTF-8 bytes."""
-    offsets = np.frombuffer(body.buffers()[1], np.int64)[body.offset : body.offset + len(body) + 1]
-    if body.buffers()[2] is None or offsets[-1] == offsets[0]:
-        return Layout(chars_L, indent_L, np.zeros_like(chars_L), np.zeros_like(chars_L))
-    data = np.frombuffer(body.buffers()[2], np.uint8)
-    start, end = offsets[:-1], offsets[1:]
-    filled = end > start
-    last = end - 1
-    for _ in range(3):  # back over continuation bytes to the byte that starts the last character
-        last = np.where(filled & (data[np.clip(last, 0, len(data) - 1)] >> 6 == 0b10), last - 1, last)
-    first_L, last_L = (np.where(filled, _code_point(data, place), 0).astype(np.int32) for place in (start, last))
-    return Layout(chars_L, indent_L, first_L, last_L)
+def column(pieces: Pieces) -> pa.Array:
+    """Pieces as an Arrow column. Most are indents and other strings of a few characters, the same again and again: each
+    of those is made once."""
+    key_I = np.zeros(len(pieces.start_I), np.int64)
+    for place in range(_SHORT):
+        code_I = pieces.codes_C[np.minimum(pieces.start_I + place, len(pieces.codes_C) - 1)].astype(np.int64)
+        key_I |= np.where(pieces.chars_I > place, code_I + 1, 0) << _CODE_BITS * place
+    long_I = np.flatnonzero(pieces.chars_I > _SHORT)
+    key_I[long_I] = 0
+    keys = pa.array(key_I).dictionary_encode()
+    texts = [_short(key) for key in keys.dictionary.to_pylist()]
+    index_I = keys.indices.to_numpy().astype(np.int64)
+    index_I[long_I] = len(texts) + np.arange(len(long_I))
+    return pa.array([*texts, *pieces.texts(long_I)], pa.string()).take(pa.array(index_I))
 
 
-def _code_point(data: NDArray[np.uint8], place: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The code points of UTF-8 characters that start at given bytes."""
-    b0, b1, b2, b3 = (data[np.clip(place + i, 0, len(data) - 1)].astype(np.int64) for i in range(4))
-    two, three = (b0 & 31) << 6 | b1 & 63, (b0 & 15) << 12 | (b1 & 63) << 6 | b2 & 63
-    four = (b0 & 7) << 18 | (b1 & 63) << 12 | (b2 & 63) << 6 | b3 & 63
-    return np.select([b0 < 0x80, b0 < 0xE0, b0 < 0xF0], [b0, two, three], four)
-
-
-def _numbers(column: pa.Array) -> NDArray[np.int32]:
-    numbers: NDArray[np.int32] = column.to_numpy(zero_copy_only=False).astype(np.int32)
-    return numbers
+def _short(key: int) -> str:
+    codes = [key >> _CODE_BITS * place & (1 << _CODE_BITS) - 1 for place in range(_SHORT)]
+    return "".join(chr(code - 1) for code in codes if code)

@@ -7,7 +7,10 @@ dropped in silence. All shares are of characters that are not whitespace.
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from raystyle.corpus.encodings import everyday_share
+from raystyle.corpus.literals import code_points
 
 # A short text says little about itself: a letter of two lines may well lose one of them.
 MIN_JUDGED_CHARS = 1_000
@@ -17,7 +20,10 @@ MIN_EVERYDAY_SHARE = 0.12
 SAMPLE_CHARS = 20_000
 _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
 # Replacement characters, private use, control characters, and what GBK makes of them.
-_GARBAGE = re.compile(r"[\ufffd\ue000-\uf8ff\x00-\x08\x0e-\x1f\x7f-\x9f]|锟斤拷|烫烫烫|屯屯屯")
+_GARBAGE = np.zeros(0x10000, bool)
+for _first, _last in [(0xFFFD, 0xFFFD), (0xE000, 0xF8FF), (0x00, 0x08), (0x0E, 0x1F), (0x7F, 0x9F)]:
+    _GARBAGE[_first : _last + 1] = True
+_GARBLED = ("锟斤拷", "烫烫烫", "屯屯屯")
 _SPACE = re.compile(r"\s")
 
 
@@ -51,11 +57,17 @@ def measure(text: str, solid_in: int) -> Quality:
     length = max(1, len(sample))
     return Quality(
         removed_share=max(0.0, 1 - kept / max(1, solid_in)),
-        garbage_share=sum(map(len, _GARBAGE.findall(text))) / max(1, solid),
+        garbage_share=_garbage(text) / max(1, solid),
         repeated_share=1 - once / max(1, solid),
         han_share=len(_HAN.findall(sample)) / length,
         mean_line_chars=solid / max(1, len(lines)),
     )
+
+
+def _garbage(text: str) -> int:
+    """How many characters are garbage."""
+    single = np.count_nonzero(_GARBAGE.take(code_points(text), mode="clip"))
+    return int(single) + sum(len(garbled) * text.count(garbled) for garbled in _GARBLED)
 
 
 def objection(text: str, solid_in: int, limits: Limits) -> tuple[str, str] | None:

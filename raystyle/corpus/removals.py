@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raystyle.corpus.lines import Lines
+from raystyle.corpus.lines import Counts, Flags, Lines, Pieces, Places, column
 from raystyle.corpus.parts import REMOVED
 
 # A text's number stands for its source until the source is known.
@@ -34,17 +33,17 @@ class Edited(NamedTuple):
 
 
 class _Columns(NamedTuple):
-    line_R: NDArray[np.int64]
+    line_R: Places
     action_R: NDArray[np.int8]
     rule_R: NDArray[np.int16]
     text: pa.Array
     replacement: pa.Array
-    start_R: NDArray[np.int32]
-    end_R: NDArray[np.int32]
+    start_R: Counts
+    end_R: Counts
 
 
 def table(
-    lines: Lines, dropped_L: NDArray[np.int16], joined_L: NDArray[np.int16], spaced_L: NDArray[np.bool_],
+    lines: Lines, dropped_L: NDArray[np.int16], joined_L: NDArray[np.int16], spaced_L: Flags,
     edits: Sequence[Edited], rules: Sequence[str], outer_whitespace: int,
 ) -> pa.Table:  # fmt: skip
     """The removals of all texts.
@@ -53,11 +52,11 @@ def table(
     after it, for which a space stands where `spaced_L`.
     """
     kept_L = dropped_L < 0
-    right_L = lines.left_L + lines.chars_L
+    right_L = lines.left_L + lines.body.chars_I
     parts = [
         _whole(lines, np.flatnonzero(~kept_L), dropped_L),
         _whitespace(lines, np.flatnonzero(kept_L & (lines.left_L > 0)), outer_whitespace, at_left=True),
-        _whitespace(lines, np.flatnonzero(kept_L & (right_L < lines.raw_chars_L)), outer_whitespace, at_left=False),
+        _whitespace(lines, np.flatnonzero(kept_L & (right_L < lines.raw.chars_I)), outer_whitespace, at_left=False),
         _line_feeds(lines, np.flatnonzero(kept_L & (joined_L >= 0)), joined_L, spaced_L),
         _edits(edits),
     ]  # fmt: skip
@@ -68,7 +67,8 @@ def table(
     texts, replacements = (
         pa.concat_arrays([getattr(part, name) for part in parts]) for name in ("text", "replacement")
     )
-    order_R = np.lexsort((start_R, line_R))
+    # Each part is in order already, which a stable sort makes use of.
+    order_R = np.argsort(line_R << 32 | start_R, kind="stable")
     take = pa.array(order_R)
     text_no_R = np.searchsorted(lines.bounds_D, line_R, "right") - 1
     line_no_R = line_R - lines.bounds_D[text_no_R] + 1
@@ -85,35 +85,30 @@ def table(
     return pa.table(columns, schema=SCHEMA)
 
 
-def _whole(lines: Lines, line_R: NDArray[np.int64], dropped_L: NDArray[np.int16]) -> _Columns:
-    text = lines.raw.take(pa.array(line_R)).cast(pa.string())
-    return _columns(
-        line_R, DROP_LINE, dropped_L[line_R], text, "", np.zeros(len(line_R), np.int32), lines.raw_chars_L[line_R]
-    )
+def _whole(lines: Lines, line_R: Places, dropped_L: NDArray[np.int16]) -> _Columns:
+    return _cut(lines, line_R, DROP_LINE, dropped_L[line_R], np.zeros(len(line_R), np.int32), lines.raw.chars_I[line_R])
 
 
-def _whitespace(lines: Lines, line_R: NDArray[np.int64], rule: int, *, at_left: bool) -> _Columns:
-    """Spans of whitespace at one end. They have few lengths in a file, so those of one length are cut out together."""
-    raw = lines.raw.take(pa.array(line_R))
-    whole_R, left_R = lines.raw_chars_L[line_R], lines.left_L[line_R]
-    start_R = np.zeros_like(left_R) if at_left else left_R + lines.chars_L[line_R]
-    end_R = left_R if at_left else whole_R
-    length_R = end_R - start_R
-    text = np.full(len(line_R), "", object)
-    for length in np.unique(length_R).tolist():
-        which_R = length_R == length
-        place = (0, length) if at_left else (-length, None)
-        text[which_R] = pc.utf8_slice_codeunits(raw.filter(pa.array(which_R)), *place).to_pylist()
-    return _columns(line_R, CUT_SPAN, np.full(len(line_R), rule), pa.array(text, pa.string()), "", start_R, end_R)
+def _whitespace(lines: Lines, line_R: Places, rule: int, *, at_left: bool) -> _Columns:
+    """Spans of whitespace at one end."""
+    left_R, rules_R = lines.left_L[line_R], np.full(len(line_R), rule, np.int16)
+    if at_left:
+        return _cut(lines, line_R, CUT_SPAN, rules_R, np.zeros_like(left_R), left_R)
+    return _cut(lines, line_R, CUT_SPAN, rules_R, left_R + lines.body.chars_I[line_R], lines.raw.chars_I[line_R])
 
 
-def _line_feeds(
-    lines: Lines, line_R: NDArray[np.int64], joined_L: NDArray[np.int16], spaced_L: NDArray[np.bool_]
+def _cut(
+    lines: Lines, line_R: Places, action: int, rule_R: NDArray[np.int16], start_R: Counts, end_R: Counts
 ) -> _Columns:
-    text = pa.array(["\n"] * len(line_R), pa.string())
-    columns = _columns(
-        line_R, REWRITE, joined_L[line_R], text, "", lines.raw_chars_L[line_R], lines.raw_chars_L[line_R] + 1
-    )
+    """Parts of lines that nothing stands for."""
+    raw = lines.raw
+    text = column(Pieces(raw.whole, raw.codes_C, raw.start_I[line_R] + start_R, end_R - start_R))
+    return _columns(line_R, action, rule_R, text, start_R, end_R)
+
+
+def _line_feeds(lines: Lines, line_R: Places, joined_L: NDArray[np.int16], spaced_L: Flags) -> _Columns:
+    chars_R, text = lines.raw.chars_I[line_R], pa.repeat("\n", len(line_R))
+    columns = _columns(line_R, REWRITE, joined_L[line_R], text, chars_R, chars_R + 1)
     return columns._replace(replacement=pa.array(np.where(spaced_L[line_R], " ", ""), pa.string()))
 
 
@@ -129,11 +124,7 @@ def _edits(edits: Sequence[Edited]) -> _Columns:
 
 
 def _columns(
-    line_R: NDArray[np.int64], action: int, rule_R: NDArray[np.int16], text: pa.Array, replacement: str,
-    start_R: NDArray[np.int32], end_R: NDArray[np.int32],
-) -> _Columns:  # fmt: skip
-    count = len(line_R)
-    return _Columns(
-        line_R, np.full(count, action, np.int8), rule_R.astype(np.int16), text, pa.array([replacement] * count, pa.string()),
-        start_R.astype(np.int32), end_R.astype(np.int32),
-    )  # fmt: skip
+    line_R: Places, action: int, rule_R: NDArray[np.int16], text: pa.Array, start_R: Counts, end_R: Counts
+) -> _Columns:
+    action_R, replacement = np.full(len(line_R), action, np.int8), pa.repeat("", len(line_R))
+    return _Columns(line_R, action_R, rule_R, text, replacement, start_R, end_R)

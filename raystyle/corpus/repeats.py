@@ -117,7 +117,7 @@ _NOT_LATIN = re.compile("[^a-z]+")
 # Story, or what may be: it ends in a mark of speech or of a sentence, or in a colon that leads on; it is a panel; or a
 # storyteller speaks.
 TOLD = "。！？!?…”」』’\"'：:；;，,、—～~"
-_told = among(TOLD)
+told = among(TOLD)
 _STORY = re.compile("分解|话说|話說|却说|卻說|且说|且說|下回|欲知|正是|有[诗詩]|[诗詩词詞]曰|但[见見]")
 
 
@@ -154,7 +154,7 @@ def _furniture(
         place_C = place_N[index_C[inside_C]]
         short_C = layout.chars_L[place_C] <= MAX_FURNITURE
         near += [(i, title) for i, title, short in zip(place_C.tolist(), titles, short_C, strict=True) if short]
-        plain_C = short_C & ~_told(layout.last_L[place_C]) & ~_speech(layout.first_L[place_C])
+        plain_C = short_C & ~told(layout.last_L[place_C]) & ~_speech(layout.first_L[place_C])
         if plain_C.sum() >= needed:
             texts = [
                 (line(i).strip(), title)

@@ -25,7 +25,7 @@ A pack is a mapping:
         enabled: false                 # optional; off unless asked for by name
         examples: {match: [第一章], keep: [第一章读完了。]}
 
-The examples are the rule's tests: `load_rules` refuses a pack whose examples fail.
+The examples are the rule's tests: `load_rules` refuses a pack whose examples fail (`check`).
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 from ahocorasick_rs import BytesAhoCorasick, Implementation
 from numpy.typing import NDArray
 
 from raystyle import storage
+from raystyle.corpus.lines import Pieces
+from raystyle.corpus.literals import Finder
 from raystyle.errors import ConfigError
 
 Action = Literal["drop_line", "cut_span", "rewrite"]
@@ -68,16 +68,37 @@ _FRAGMENT = re.compile(r"%\{(\w+)\}")
 
 
 @dataclasses.dataclass(frozen=True)
+class Expression:
+    """A regular expression, compiled when it is first used: those of the default pack would take a second at the start
+    of every process."""
+
+    pattern: str
+
+    @functools.cached_property
+    def compiled(self) -> re.Pattern[str]:
+        return re.compile(self.pattern)
+
+    def search(self, text: str) -> re.Match[str] | None:
+        return self.compiled.search(text)
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        return self.compiled.finditer(text)
+
+    def __reduce__(self) -> Any:
+        return Expression, (self.pattern,)
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
-    """One rule, compiled."""
+    """One rule."""
 
     name: str
     why: str
     action: Action
-    pattern: re.Pattern[str]
+    pattern: Expression
     literals: tuple[str, ...]
-    characters: re.Pattern[str] | None = None
-    unless: re.Pattern[str] | None = None
+    characters: Expression | None = None
+    unless: Expression | None = None
     max_chars: int | None = None
     heading: Heading | None = None
     at_start: bool = False
@@ -99,8 +120,9 @@ class Rule:
         if self.max_chars is not None and len(line) > self.max_chars:
             return []
         if self.action == "drop_line":
-            matches = self.pattern.search(line) and not (self.unless and self.unless.search(line))
-            return [(0, len(line), "")] if matches else []
+            # In prose `unless` is what most often decides, and at its first words.
+            spared = self.unless and self.unless.search(line)
+            return [(0, len(line), "")] if not spared and self.pattern.search(line) else []
         hits = [hit for hit in self.pattern.finditer(line) if hit.end() > hit.start()]
         if not hits or (self.unless and self.unless.search(line)):
             return []
@@ -119,18 +141,21 @@ class Rule:
         return dict(self.table).get(hit.group(), hit.group()) if self.table else hit.expand(self.replace)
 
 
-class _Finder(NamedTuple):
-    """Finds all literals of all rules in one pass, and for each literal the rules that have it."""
+class _Literals(NamedTuple):
+    """All literals of all rules: how they are found in a long text and in one line, and the rules that have each."""
 
+    finder: Finder
     automaton: BytesAhoCorasick
-    rules_of: list[NDArray[np.int64]]
+    rules_of: list[list[int]]
+    rules_LW: NDArray[np.uint64]  # the same as bits
+    by_character: list[int]  # rules that have a class of characters, which the automaton does not know
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """Packs with all that they extend: their enabled rules, in order.
 
-    L lines, H hits of literals, P pairs of a line and a rule, R rules.
+    I lines, N of them with a literal; H hits of literals; L literals; R rules, as bits of W words; T limits of length.
     """
 
     name: str
@@ -139,47 +164,65 @@ class Rules:
 
     def of(self, line: str) -> list[Rule]:
         """The rules that may apply to a line, by its literals, in their order; lengths are not asked."""
-        hits = self._finder.automaton.find_matches_as_indexes(line.encode("utf-8", "surrogatepass"), overlapping=True)
-        found = {int(rule) for hit in hits for rule in self._finder.rules_of[hit[0]]}
-        rules = [self.rules[index] for index in sorted(found)]
-        return [rule for rule in rules if not rule.characters or rule.characters.search(line)]
+        literals = self._literals
+        hits = literals.automaton.find_matches_as_indexes(line.encode("utf-8", "surrogatepass"), overlapping=True)
+        found = {rule for hit in hits for rule in literals.rules_of[hit[0]]}
+        for index in literals.by_character:
+            if self.rules[index].may_apply(line):
+                found.add(index)
+        return [self.rules[index] for index in sorted(found)]
 
-    def candidates(self, lines: pa.Array, chars_L: NDArray[np.int32]) -> dict[int, list[Rule]]:
-        """The rules that may apply to each of many lines, by their literals and their length; one pass over all of them.
-
-        A line without any is left out. (RE2's automaton, through Arrow, is faster for some hundred literals; with
-        thousands it runs out of states and is thirty times slower.)
-        """
-        newline = pa.scalar("\n", pa.large_string())
-        whole = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(lines)], pa.int32()), lines), newline)
-        if not len(lines) or whole.buffers()[2] is None:
+    def candidates(self, lines: Pieces) -> dict[int, list[Rule]]:
+        """The rules that may apply to each of many lines, by their literals and their length, in their order; lines
+        without any are left out. Asks all of them together."""
+        hits = self._literals.finder.find(lines.codes_C)
+        line_H = np.searchsorted(lines.start_I, hits.start_H, "right") - 1
+        # Between the lines stands their outer whitespace.
+        inside_H = (line_H >= 0) & (hits.end_H <= lines.start_I[line_H] + lines.chars_I[line_H])
+        order_H = np.argsort(line_H[inside_H], kind="stable")
+        line_H, literal_H = line_H[inside_H][order_H], hits.literal_H[inside_H][order_H]
+        first_H = np.flatnonzero(np.diff(line_H, prepend=-1))
+        if not len(first_H):
             return {}
-        data = memoryview(whole.buffers()[2]).cast("B")[: whole.nbytes]
-        hits_H3 = np.array(self._finder.automaton.find_matches_as_indexes(data, overlapping=True), np.int64).reshape(
-            -1, 3
-        )
-        ends_L = np.cumsum(pc.binary_length(lines).to_numpy() + 1)
-        line_H = np.searchsorted(ends_L, hits_H3[:, 1], "right")
-        rules_of = self._finder.rules_of
-        counts = np.array([len(rules) for rules in rules_of])[hits_H3[:, 0]]
-        pairs = np.repeat(line_H, counts) * len(self.rules)
-        pairs += np.concatenate([*(rules_of[pattern] for pattern in hits_H3[:, 0]), np.empty(0, np.int64)])
-        line_P, rule_P = np.divmod(np.unique(pairs), len(self.rules))
-        limit_R = np.array([rule.max_chars or np.iinfo(np.int32).max for rule in self.rules])
-        short_P = chars_L[line_P] <= limit_R[rule_P]
-        found: dict[int, list[Rule]] = {}
-        for line, rule in zip(line_P[short_P].tolist(), rule_P[short_P].tolist(), strict=True):
-            found.setdefault(line, []).append(self.rules[rule])
+        line_N, rules_NW = line_H[first_H], np.bitwise_or.reduceat(self._literals.rules_LW[literal_H], first_H)
+        limits_T, short_TW = self._limits
+        rules_NW &= short_TW[np.searchsorted(limits_T, lines.chars_I[line_N])]
+        known: dict[bytes, list[Rule]] = {}
+        found = {}
+        for line, bits in zip(line_N.tolist(), map(bytes, rules_NW), strict=True):
+            if bits not in known:
+                known[bits] = [self.rules[index] for index in _numbers(bits)]
+            if known[bits]:
+                found[line] = known[bits]
         return found
 
     @functools.cached_property
-    def _finder(self) -> _Finder:
-        rules_of: dict[bytes, list[int]] = {}
+    def weak(self) -> list[Rule]:
+        """Rules that know a heading only by its number."""
+        return [rule for rule in self.rules if rule.heading == "weak"]
+
+    @functools.cached_property
+    def _limits(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Limits of length, ascending, and the rules (as bits) for lines up to each of them; the last is for all others."""
+        most = np.iinfo(np.int32).max
+        limit_R = np.array([rule.max_chars or most for rule in self.rules], np.int64)
+        limits_T = np.unique(np.append(limit_R, most))
+        return limits_T, _bits([np.flatnonzero(limit_R >= limit).tolist() for limit in limits_T], len(self.rules))
+
+    @functools.cached_property
+    def _literals(self) -> _Literals:
+        rules_of: dict[str, list[int]] = {}
         for index, rule in enumerate(self.rules):
-            for literal in dict.fromkeys([*(lit.encode() for lit in rule.literals), *_first_bytes(rule.characters)]):
+            for literal in dict.fromkeys(rule.literals):
                 rules_of.setdefault(literal, []).append(index)
-        automaton = BytesAhoCorasick(list(rules_of), implementation=Implementation.DFA)
-        return _Finder(automaton, [np.array(rules, np.int64) for rules in rules_of.values()])
+        written = [literal.encode("utf-8", "surrogatepass") for literal in rules_of]
+        for index, rule in enumerate(self.rules):
+            for character in _members(rule.characters):
+                rules_of.setdefault(character, []).append(index)
+        automaton = BytesAhoCorasick(written, implementation=Implementation.DFA)
+        indices = list(rules_of.values())
+        by_character = [index for index, rule in enumerate(self.rules) if rule.characters]
+        return _Literals(Finder(list(rules_of)), automaton, indices, _bits(indices, len(self.rules)), by_character)
 
     def __reduce__(self) -> Any:
         return Rules, (
@@ -199,12 +242,26 @@ class Rules:
         return hashlib.sha256(json.dumps([doing, sorted(self.off)], ensure_ascii=False).encode()).hexdigest()
 
 
-def _first_bytes(characters: re.Pattern[str] | None) -> set[bytes]:
-    """What the UTF-8 of a class's characters begins with, two bytes at most: literals that find too much, not too little."""
+def _bits(sets: Sequence[Sequence[int]], size: int) -> NDArray[np.uint64]:
+    """Sets of numbers below `size` as rows of bits."""
+    table = np.zeros((len(sets), size // 64 + 1, 64), bool)
+    for row, numbers in enumerate(sets):
+        table.reshape(len(sets), -1)[row, numbers] = True
+    return np.packbits(table, axis=-1, bitorder="little").view(np.uint64)[..., 0]
+
+
+def _numbers(bits: bytes) -> list[int]:
+    """A set of numbers that is a row of bits."""
+    return np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")).tolist()
+
+
+def _members(characters: Expression | None) -> list[str]:
+    """The characters of a class."""
     if characters is None:
-        return set()
-    members = characters.findall("".join(map(chr, [*range(0xD800), *range(0xE000, 0x30000)])))
-    return {char.encode()[:2] for char in "".join(members)}
+        return []
+    return sorted(
+        set("".join(characters.compiled.findall("".join(map(chr, [*range(0xD800), *range(0xE000, 0x30000)])))))
+    )
 
 
 def pack_names() -> list[str]:
@@ -257,7 +314,7 @@ def _load(name: str, extended_by: tuple[str, ...]) -> list[Rule]:
             f"no rules named `{name}`\nhint: use {' or '.join(pack_names())}, or a path that ends in .yaml"
         )
     try:
-        pack = yaml.safe_load(text)
+        pack = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ConfigError(f"rules `{name}` are not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(pack, dict) or not isinstance(pack.get("rules"), list):
@@ -273,8 +330,9 @@ def _load(name: str, extended_by: tuple[str, ...]) -> list[Rule]:
     base = _load(pack["extends"], (*extended_by, name)) if "extends" in pack else []
     fragments = {str(key): str(value) for key, value in (pack.get("fragments") or {}).items()}
     own = [_compile(raw, fragments, name) for raw in pack["rules"]]
-    for rule in own:
-        _check(rule, name)
+    # Packs that come with raystyle are checked by its tests.
+    if name not in pack_names():
+        check(own, name)
     return base + own
 
 
@@ -348,7 +406,7 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
     )
 
 
-def _regex(pattern: str, fragments: dict[str, str], where: str) -> re.Pattern[str]:
+def _regex(pattern: str, fragments: dict[str, str], where: str) -> Expression:
     def fragment(hit: re.Match[str]) -> str:
         if hit.group(1) not in fragments:
             raise ConfigError(f"{where}: no fragment `{hit.group(1)}`\nhint: there are {sorted(fragments)}")
@@ -356,10 +414,20 @@ def _regex(pattern: str, fragments: dict[str, str], where: str) -> re.Pattern[st
 
     for _ in range(5):  # fragments may hold fragments
         pattern = _FRAGMENT.sub(fragment, pattern)
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{where}: `{pattern}` is no regular expression: {error}") from error
+    return Expression(pattern)
+
+
+def check(rules: Iterable[Rule], pack: str) -> None:
+    """Raises `ConfigError` where a rule's expressions are none, or an example of it fails."""
+    for rule in rules:
+        for expression in filter(None, (rule.pattern, rule.characters, rule.unless)):
+            try:
+                expression.compiled  # noqa: B018
+            except re.error as error:
+                raise ConfigError(
+                    f"rule `{rule.name}` of `{pack}`: `{expression.pattern}` is no regular expression: {error}"
+                ) from error
+        _check(rule, pack)
 
 
 def _check(rule: Rule, pack: str) -> None:

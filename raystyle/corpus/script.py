@@ -7,11 +7,13 @@ C characters of a text.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raystyle.corpus.literals import code_points
 
 # Among the characters of one script only: from this share on, a work is traditional throughout; below the other, a
 # traditional character is a name or a slip.
@@ -21,7 +23,7 @@ MIN_JUDGED = 50
 MIN_LINE_CHARS = 2
 
 
-def simplified_lines(text: str, lines: Sequence[str], to_simplified: str) -> Iterator[tuple[int, str]]:
+def simplified_lines(text: str, lines: Iterable[str], to_simplified: str) -> Iterator[tuple[int, str]]:
     """Lines of a work that are to be simplified, by index, and what they become.
 
     `auto`: lines in traditional script of a work that is simplified on the whole; a work that is traditional throughout
@@ -41,13 +43,8 @@ def simplified_lines(text: str, lines: Sequence[str], to_simplified: str) -> Ite
 
 def count(text: str) -> tuple[int, int]:
     """How many characters of a text are traditional only, and how many simplified only."""
-    counts = np.bincount(_kinds().take(codes(text), mode="clip"), minlength=3)
-    return int(counts[1]), int(counts[2])
-
-
-def codes(text: str) -> NDArray[np.uint16]:
-    """The characters of a text as UTF-16; those beyond the first plane are two surrogates."""
-    return np.frombuffer(text.encode("utf-16-le", "surrogatepass"), np.uint16)
+    kinds_C = _kinds().take(code_points(text), mode="clip")
+    return int(np.count_nonzero(kinds_C == 1)), int(np.count_nonzero(kinds_C == 2))
 
 
 @functools.lru_cache(maxsize=1)
