@@ -1,5 +1,6 @@
 """Rows made while training, on a real Ray, from object storage: one order whatever happens, and a cursor to go on from."""
 
+import contextlib
 import json
 import random
 import threading
@@ -76,12 +77,12 @@ def run_alone(config: TrainConfig) -> list[float]:
     def hand_over(step: int, directory: str | None) -> None:
         checkpoints.upload(str(directory), f"{config.output_dir}/checkpoints/{checkpoints.name_of(step)}")
 
-    def batches(rows: int) -> Any:
-        dataset = ordered(streaming.dataset_of(config, pipeline.raw_of(config), plan.steps)())
-        return dataset.iterator().iter_batches(batch_size=rows, batch_format="pyarrow")
-
+    dataset = ordered(streaming.dataset_of(config, pipeline.raw_of(config), plan.steps)())
+    rows = config.per_device_train_batch_size
+    batches = iter(dataset.iterator().iter_batches(batch_size=rows, batch_format="pyarrow"))
     AcceleratorState._reset_state()
-    loop.train(task, Worker(0, 1, hand_over, batches))
+    with contextlib.closing(batches):  # or Ray Data would go on making rows
+        loop.train(task, Worker(0, 1, hand_over, lambda _: batches))
     return [entry["loss"] for entry in metrics.read(config.output_dir) if "loss" in entry]
 
 
