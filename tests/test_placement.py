@@ -69,6 +69,16 @@ def test_training_counts_the_nodes_it_may_use(nodes):
         fit.resources(train("--train_on", "pool=none"))
 
 
+def test_a_stream_has_a_core_left_to_make_rows_on(nodes):
+    nodes((HERE, 16, 1, {}))
+    assert fit.resources(train("--num_workers", "1"), is_streamed=True) == (True, 15)
+    nodes((HERE, 2, 0, {}))
+    with pytest.raises(ConfigError, match="2 workers of 1 CPU cores and one to prepare their rows need 3"):
+        fit.resources(train("--num_workers", "2"), is_streamed=True)
+    nodes((HERE, 2, 0, {"pool": "train"}), ("10.0.0.2", 4, 0, {}))
+    assert fit.resources(train("--num_workers", "2", "--train_on", "pool=train"), is_streamed=True) == (False, 1)
+
+
 def test_cleaning_is_placed_by_label_and_no_further(nodes, capsys):
     nodes((HERE, 4, 0, {"pool": "cpu"}))
     options = ray.data.DataContext.get_current().execution_options

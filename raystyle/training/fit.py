@@ -254,7 +254,8 @@ def resources(config: TrainConfig, is_streamed: bool = False) -> tuple[bool, int
     import ray
 
     selector = labels(config.train_on).items()
-    fitting = [node["Resources"] for node in ray.nodes() if node["Alive"] and selector <= node["Labels"].items()]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    fitting = [node["Resources"] for node in alive if selector <= node["Labels"].items()]
     gpus = int(sum(node.get("GPU", 0) for node in fitting))
     who = f"nodes labelled {', '.join(config.train_on)} have" if selector else "Ray has"
     fewest = config.min_workers
@@ -267,8 +268,8 @@ def resources(config: TrainConfig, is_streamed: bool = False) -> tuple[bool, int
     # A head that takes no work has no CPU to count, nor have nodes without a GPU where GPUs train.
     nodes = [int(node.get("CPU", 0)) for node in fitting if node.get("GPU", 0) or not use_gpu]
     cpus = sum(nodes)
-    free = int(ray.cluster_resources().get("CPU", 0)) - cpus
-    spare = int(is_streamed and free < 1)  # a core that makes rows beside the workers
+    elsewhere = sum(int(node["Resources"].get("CPU", 0)) for node in alive) - cpus
+    spare = int(is_streamed and elsewhere < 1)  # a core that makes rows beside the workers
     share = config.cpus_per_worker or max(1, min([(cpus - spare) // config.max_workers, *filter(None, nodes)]))
     if share * fewest + spare > cpus:
         beside = " and one to prepare their rows" if spare else ""
