@@ -1,6 +1,6 @@
 """Training on one core against its peers: real tokens per CPU-second, time to the first step, peak memory.
 
-    python bench/train.py --setup       the peers' environment below .bench/, once
+    python bench/train.py --setup       the peers' environments below .bench/, once
     python bench/train.py               everything; a quarter of an hour
 
 A Llama of 256 x 6 with LoRA r 16 on seven projections in fp32, rows of 512 tokens, four a step, one thread. Documents are
@@ -9,7 +9,7 @@ for few steps and for many: the difference is what steps cost, and what remains 
 without Ray (`python -m raystyle.training.loop`), with its proof of isolation and its checkpoints, which count as start-up
 where they come once. CPU seconds are of all of a tool's processes: compare those first on a machine that others use.
 
-T is TRL, whose `bfd_split` isolates documents; its `wrapped` and `group_texts` do not.
+TRL's `bfd_split` isolates documents; its `wrapped`, `group_texts` and LLaMA-Factory's `pt` stage do not.
 """
 
 import argparse
@@ -32,6 +32,13 @@ import measure  # noqa: E402
 import novels  # noqa: E402
 
 PACKAGES = ["torch==2.13.0", "transformers==5.23.0", "peft==0.21.0", "trl==1.16.0", "datasets==5.2.0"]
+# LLaMA-Factory's own limits, but for torchaudio and what serves its web page; itself without what it depends on.
+FACTORY = [
+    "torch==2.13.0", "transformers==5.6.0", "peft==0.18.1", "trl==0.24.0", "datasets==4.0.0", "accelerate==1.11.0", "fire",
+    "omegaconf", "tyro<0.9.0", "einops", "scipy", "sentencepiece", "tiktoken", "pydantic", "protobuf", "matplotlib", "modelscope",
+    "sse-starlette", "fastapi", "uvicorn", "hf-transfer",
+]  # fmt: skip
+FACTORY_ITSELF = "llamafactory==0.9.5"
 ROWS, LENGTH, FEW, MANY = 4, 512, 4, 44
 DOCUMENTS = 700
 TIMEOUT_S = 900
@@ -39,22 +46,23 @@ TIMEOUT_S = 900
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--setup", action="store_true", help="make the peers' environment and stop")
+    parser.add_argument("--setup", action="store_true", help="make the peers' environments and stop")
     parser.add_argument("--rounds", type=int, default=2, help="the fastest of so many counts")
     options = parser.parse_args()
-    python = set_up()
+    python, factory = set_up("train-peers", PACKAGES), set_up("train-llamafactory", FACTORY, FACTORY_ITSELF)
     if options.setup:
         return
     work = BENCH / "train"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     model, documents, prepared = make(work)
-    told = [str(model), str(documents)]
+    told, texts = [str(model), str(documents)], [str(model), str(documents.with_suffix(".clean.jsonl"))]
     tools = {
         "raystyle": None,
         "TRL `bfd_split`": [python, str(PEERS / "run_trl.py"), *told],
         "TRL `wrapped`": [python, str(PEERS / "run_trl.py"), *told],
         "HF + PEFT `group_texts`": [python, str(PEERS / "run_group_texts.py"), *told],
+        "LLaMA-Factory `pt`": [factory, str(PEERS / "run_llamafactory.py"), *texts],
     }
     found: dict[str, list[dict[str, Any]]] = {}
     for turn in range(options.rounds):
@@ -93,16 +101,17 @@ def main() -> None:
     print(text)
 
 
-def set_up() -> str:
-    """Make the peers' environment, unless it is there with these packages; its Python."""
-    folder, packages = BENCH / "train-peers", "\n".join(PACKAGES)
+def set_up(name: str, wanted: list[str], itself: str | None = None) -> str:
+    """Make an environment, unless it is there with these packages, torch first; its Python. `itself` brings nothing along."""
+    folder, packages = BENCH / name, "\n".join([*wanted, itself or ""])
     done = folder / "packages.txt"
     if not done.exists() or done.read_text() != packages:
         folder.parent.mkdir(exist_ok=True)
         (BENCH / ".gitignore").write_text("*\n")
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        for package in (PACKAGES[:1], PACKAGES):
-            subprocess.run([str(folder / "bin/pip"), "install", "--quiet", *package], check=True)
+        for package in (wanted[:1], wanted, ["--no-deps", itself] if itself else []):
+            if package:
+                subprocess.run([str(folder / "bin/pip"), "install", "--quiet", *package], check=True)
         done.write_text(packages)
     return str(folder / "bin" / "python")
 
@@ -143,6 +152,8 @@ def make(work: Path) -> tuple[Path, Path, Path]:
     ]
     ids = [[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for text in cleaned]
     documents = work / "documents.parquet"
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in cleaned)
+    documents.with_suffix(".clean.jsonl").write_text(lines, "utf-8")
     pq.write_table(pa.table({"input_ids": ids}), documents)
     return model, documents, prepared
 
@@ -178,7 +189,7 @@ def report(best: dict[str, dict[str, float]], rounds: dict[str, list[dict[str, f
     return (
         f"""# Training on one core against its peers
 
-Written by `python bench/train.py` ({platform.machine()}, Python {platform.python_version()}; {", ".join(PACKAGES)}). A Llama of 256 x 6,
+Written by `python bench/train.py` ({platform.machine()}, Python {platform.python_version()}; {", ".join(PACKAGES)}; {FACTORY_ITSELF} with {", ".join(FACTORY[1:4])}). A Llama of 256 x 6,
 LoRA r 16 on seven projections, fp32, rows of {LENGTH} tokens, {ROWS} a step, one thread; the best of {len(rounds["raystyle"])} rounds in
 turns. Others used up to {busy:.1f} of the machine's cores meanwhile. Start-up is all that a process does but its steps.
 
