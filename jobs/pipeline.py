@@ -30,7 +30,8 @@ if status == 0 and "--help" not in words and "-h" not in words:
     config = parse(TrainConfig, words)
     # `train` measures its checkpoints; where that failed or was left out, this says why, and fails.
     judged = join(config.output_dir, "evaluation.json")
-    if config.eval_style != "off" and (not exists(judged) or read_json(judged)["failed"]):
+    # A stream keeps no text to judge by.
+    if config.eval_style != "off" and not config.streaming and (not exists(judged) or read_json(judged)["failed"]):
         flags = ["--model_name_or_path", config.model_name_or_path, "--lora_path", config.output_dir]
         status = main(["evaluate", *flags, "--eval_style", config.eval_style])
 if status == 0 and deploy:
