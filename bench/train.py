@@ -1,7 +1,7 @@
 """Training on one core against its peers: real tokens per CPU-second, time to the first step, peak memory.
 
     python bench/train.py --setup       the peers' environments below .bench/, once
-    python bench/train.py               everything; a quarter of an hour
+    python bench/train.py               everything; most of an hour
 
 A Llama of 256 x 6 with LoRA r 16 on seven projections in fp32, rows of 512 tokens, four a step, one thread. Documents are
 token ids of some 60 to 900 each, the same for all, packed each tool's own way. Every tool is a process of its own, run
@@ -39,7 +39,7 @@ FACTORY = [
     "sse-starlette", "fastapi", "uvicorn", "hf-transfer",
 ]  # fmt: skip
 FACTORY_ITSELF = "llamafactory==0.9.5"
-ROWS, LENGTH, FEW, MANY = 4, 512, 4, 44
+ROWS, LENGTH, FEW, MANY = 4, 512, 2, 10
 DOCUMENTS = 700
 TIMEOUT_S = 900
 
