@@ -28,7 +28,7 @@ from raystyle.training import checkpoints, loop, metrics
 pytestmark = pytest.mark.e2e
 
 STEPS, EVERY = 60, 15
-OUTAGE_S = 45.0  # longer than a request waits
+OUTAGE_S = 35.0  # longer than a request waits
 
 
 def words(model: Path, prepared: Path, output: Path, **values) -> list[str]:
