@@ -15,7 +15,7 @@ from raystyle.config import PrepareConfig, TrainConfig
 from raystyle.corpus import prepare, shards, stages, stream
 from raystyle.corpus.manifest import CODE_VERSION
 from raystyle.corpus.rules import load_rules
-from raystyle.corpus.sources import list_sources, plan_units
+from raystyle.corpus.sources import Rejection, list_sources, plan_units
 from raystyle.errors import ConfigError
 from raystyle.training import checkpoints
 
@@ -28,24 +28,21 @@ BYTES_PER_TOKEN = 4  # of UTF-8 text, about; Chinese has 3 a character
 
 def survey(config: PrepareConfig) -> dict[str, Any]:
     """List a stream's inputs: what stands for a manifest, without rows. Its digest knows them by name, size and time."""
-    rules, settings = load_rules(config.rules, config.enable_rules, config.disable_rules), prepare.settings_of(config)
-    sources, refused = list_sources(config.dataset_path, exclude=storage.absolute(config.output_dir))
-    units = plan_units(sources)
-    _, tokenizer = prepare.load_vocabulary(config)
-    size = sum(map(shards.unit_bytes, units))
+    corpus, refused, tokenizer = _listed(config)
+    sources = {unit.source.relpath: unit.source for unit in corpus.units}.values()
+    size = sum(map(shards.unit_bytes, corpus.units))
     beside = f", {len(refused)} files are no text" if refused else ""
     return {
         "counts": {"rows": None, "tokens": None, "heldout": 0},
-        "max_seq_length": settings.max_seq_length,
+        "max_seq_length": corpus.settings.max_seq_length,
         "tokenizer": tokenizer,
         "digest": stages.key_of(
-            "stream", settings, rules.digest, CODE_VERSION, tokenizer and tokenizer["digest"],
+            "stream", corpus.settings, corpus.rules.digest, CODE_VERSION, corpus.vocabulary.digest,
             [[source.relpath, source.size, source.mtime_ns] for source in sources],
         ),
         "shards": [],
         "stream": {
-            "shards": stream.count_shards(units),
-            "bytes": size,
+            "shards": corpus.num_shards,
             "told": f"made while training of {len(sources):,} files, {size / 1e6:,.1f} MB as they lie{beside}",
         },
     }  # fmt: skip
@@ -53,25 +50,35 @@ def survey(config: PrepareConfig) -> dict[str, Any]:
 
 def dataset_of(config: TrainConfig, raw: PrepareConfig, steps: int) -> Callable[[], Any]:
     """What makes the Ray Data dataset of a run's rows, wherever the run has got to; picklable."""
-    rules, settings = load_rules(raw.rules, raw.enable_rules, raw.disable_rules), prepare.settings_of(raw)
-    sources, refused = list_sources(raw.dataset_path, exclude=storage.absolute(raw.output_dir))
-    units = plan_units(sources)
-    vocabulary, _ = prepare.load_vocabulary(raw)
-    assert vocabulary
-    outcomes = storage.join(config.output_dir, OUTCOMES)
-    corpus = stream.Stream(
-        units, stream.count_shards(units), config.seed, rules, settings._replace(dedup="none"), vocabulary, outcomes
-    )
+    corpus, refused, _ = _listed(raw, config.seed, storage.join(config.output_dir, OUTCOMES))
     rows = steps * config.global_batch_size
-    per_shard = sum(map(shards.unit_bytes, units)) / corpus.num_shards / BYTES_PER_TOKEN / settings.max_seq_length
-    count = math.ceil(MARGIN * rows / max(per_shard, 0.5)) + 2 * corpus.num_shards
+    size = sum(map(shards.unit_bytes, corpus.units))
+    per_shard = max(0.5, size / corpus.num_shards / BYTES_PER_TOKEN / corpus.settings.max_seq_length)
+    count = math.ceil(MARGIN * rows / per_shard) + 2 * corpus.num_shards
     if count > MAX_SHARDS:
         raise ConfigError(
-            f"{steps:,} steps are {rows / max(per_shard, 0.5) / corpus.num_shards:,.0f} passes over a small corpus, cleaned again in each\n"
+            f"{steps:,} steps are {rows / per_shard / corpus.num_shards:,.0f} passes over a small corpus, cleaned again in each\n"
             "hint: train without `--streaming`; or fewer `--max_steps`"
         )
     listed = [rejection._asdict() for rejection in refused]
     return functools.partial(_dataset, corpus, count, config.output_dir, config.per_device_train_batch_size, listed)
+
+
+def _listed(
+    raw: PrepareConfig, seed: int = 0, outcomes: str = ""
+) -> tuple[stream.Stream, list[Rejection], dict[str, Any] | None]:
+    """A stream by its inputs; what of them is no text; and what a manifest says of the tokenizer."""
+    rules, settings = load_rules(raw.rules, raw.enable_rules, raw.disable_rules), prepare.settings_of(raw)
+    sources, refused = list_sources(raw.dataset_path, exclude=storage.absolute(raw.output_dir))
+    units = plan_units(sources)
+    vocabulary, tokenizer = prepare.load_vocabulary(raw)
+    assert vocabulary, "training names a tokenizer"
+    settings = settings._replace(dedup="none")
+    return (
+        stream.Stream(units, stream.count_shards(units), seed, rules, settings, vocabulary, outcomes),
+        refused,
+        tokenizer,
+    )
 
 
 def told(output_dir: str) -> str:

@@ -60,9 +60,9 @@ def test_local_paths_are_for_one_machine(nodes):
 def test_training_counts_the_nodes_it_may_use(nodes):
     pools = [(HERE, 0, 0, {}), ("10.0.0.2", 64, 0, {"pool": "cpu"}), ("10.0.0.3", 12, 1, {"pool": "gpu"})]
     nodes(*pools, ("10.0.0.4", 12, 1, {"pool": "gpu"}))
-    assert fit.resources(train("--train_on", "pool=gpu", "--num_workers", "2")) == (True, 12)
-    assert fit.resources(train("--num_workers", "2")) == (True, 12)  # a GPU worker's cores are those beside a GPU
-    assert fit.resources(train("--train_on", "pool=cpu", "--num_workers", "2")) == (False, 32)
+    assert fit.resources(train("--train_on", "pool=gpu", "--num_workers", "2")) == (True, 12, 2)
+    assert fit.resources(train("--num_workers", "2")) == (True, 12, 2)  # a GPU worker's cores are those beside a GPU
+    assert fit.resources(train("--train_on", "pool=cpu", "--num_workers", "2")) == (False, 32, 2)
     with pytest.raises(ConfigError, match="nodes labelled pool=cpu have 0"):
         fit.resources(train("--train_on", "pool=cpu", "--use_gpu"))
     with pytest.raises(ConfigError, match="nodes labelled pool=none have 0"):
@@ -70,13 +70,24 @@ def test_training_counts_the_nodes_it_may_use(nodes):
 
 
 def test_a_stream_has_a_core_left_to_make_rows_on(nodes):
+    """Or the workers would hold all cores, and wait for rows for ever."""
     nodes((HERE, 16, 1, {}))
-    assert fit.resources(train("--num_workers", "1"), is_streamed=True) == (True, 15)
+    assert fit.resources(train("--num_workers", "1"), is_streamed=True) == (True, 15, 1)
+    nodes((HERE, 16, 1, {}), ("10.0.0.2", 8, 0, {}))  # the other node makes rows
+    assert fit.resources(train("--num_workers", "1"), is_streamed=True) == (True, 16, 1)
     nodes((HERE, 2, 0, {}))
     with pytest.raises(ConfigError, match="2 workers of 1 CPU cores and one to prepare their rows need 3"):
         fit.resources(train("--num_workers", "2"), is_streamed=True)
-    nodes((HERE, 2, 0, {"pool": "train"}), ("10.0.0.2", 4, 0, {}))
-    assert fit.resources(train("--num_workers", "2", "--train_on", "pool=train"), is_streamed=True) == (False, 1)
+    assert fit.resources(train("--num_workers", "1..2"), is_streamed=True) == (False, 1, 1)
+    assert fit.resources(train("--num_workers", "1..2")) == (False, 1, 2)
+    pools = [(HERE, 2, 0, {"pool": "train"}), ("10.0.0.2", 4, 0, {"pool": "cpu"})]
+    nodes(*pools)
+    beside = ["--train_on", "pool=train", "--num_workers", "2"]
+    assert fit.resources(train(*beside), is_streamed=True) == (False, 1, 2)
+    with pytest.raises(ConfigError, match="one to prepare their rows need 3"):  # the other node may not make any
+        fit.resources(train(*beside, "--prepare_on", "pool=train"), is_streamed=True)
+    with pytest.raises(ConfigError, match="no node labelled pool=none has a CPU core"):
+        fit.resources(train(*beside, "--prepare_on", "pool=none"), is_streamed=True)
 
 
 def test_cleaning_is_placed_by_label_and_no_further(nodes, capsys):

@@ -58,14 +58,14 @@ def count_shards(units: Sequence[Unit]) -> int:
     return max(1, round(sum(map(shards.unit_bytes, units)) / shards.PACK_SHARD_BYTES))
 
 
-def units_of(stream: Stream, shard: int) -> list[Unit]:
+def units_of(units: Sequence[Unit], num_shards: int, seed: int, shard: int) -> list[Unit]:
     """The inputs of a shard: of each pass, whose inputs are shuffled, an equal share by size. It may have none."""
-    epoch, place = divmod(shard, stream.num_shards)
-    order_U = np.random.default_rng([stream.seed, epoch]).permutation(len(stream.units))
-    sizes_U = np.array([shards.unit_bytes(stream.units[unit]) for unit in order_U], float)
+    epoch, place = divmod(shard, num_shards)
+    order_U = np.random.default_rng([seed, epoch]).permutation(len(units))
+    sizes_U = np.array([shards.unit_bytes(units[unit]) for unit in order_U], float)
     middles_U = (np.cumsum(sizes_U) - sizes_U / 2) / max(1.0, sizes_U.sum())
-    place_U = np.minimum((middles_U * stream.num_shards).astype(int), stream.num_shards - 1)
-    return [stream.units[unit] for unit in order_U[place_U == place]]
+    place_U = np.minimum((middles_U * num_shards).astype(int), num_shards - 1)
+    return [units[unit] for unit in order_U[place_U == place]]
 
 
 def rows_of(stream: Stream, shard: int) -> pa.Table:
@@ -74,7 +74,7 @@ def rows_of(stream: Stream, shard: int) -> pa.Table:
     Its parts lie in this machine's temporary directory until they are packed. In the first pass, what became of its
     inputs is written to `outcomes`: later passes would only say it again.
     """
-    units = units_of(stream, shard)
+    units = units_of(stream.units, stream.num_shards, stream.seed, shard)
     if not units:
         return SCHEMA.empty_table()
     with tempfile.TemporaryDirectory(prefix="raystyle-stream-") as work:

@@ -67,7 +67,7 @@ def fit(
     adapter_dir = storage.join(config.output_dir, "adapter")
     if is_finished(adapter_dir, plan.steps):
         return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=True)
-    use_gpu, cpus = resources(config, stream is not None)
+    use_gpu, cpus, most = resources(config, stream is not None)
     claim(config, plan)
     validate = begin_validation() if begin_validation else None
     node = _place_beside(config, use_gpu, cpus) if validate else None
@@ -102,11 +102,11 @@ def fit(
     storage.delete(storage.join(checkpoints_dir, "checkpoint_manager_snapshot.json"))
     failure_path = storage.join(config.output_dir, FAILURE)
     storage.delete(failure_path)
-    workers: Any = config.max_workers
-    if config.min_workers < config.max_workers:
+    workers: Any = most
+    if config.min_workers < most:
         # Ray Train starts with as many as there is room for, looks every minute whether there is room for more, and
         # after a loss goes on with those that are left.
-        workers = (config.min_workers, config.max_workers)
+        workers = (config.min_workers, most)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=task,
@@ -249,14 +249,18 @@ def _fetch_adapter(checkpoint: str, directory: str) -> None:
                 raise StorageError(f"`{storage.join(checkpoint, name)}` is damaged\nhint: choose another checkpoint")
 
 
-def resources(config: TrainConfig, is_streamed: bool = False) -> tuple[bool, int]:
-    """Whether to train on GPUs, and how many CPU cores a worker gets. Raises `ConfigError` where Ray has too few."""
+def resources(config: TrainConfig, is_streamed: bool = False) -> tuple[bool, int, int]:
+    """Whether to train on GPUs, how many CPU cores a worker gets, and the most workers there may be.
+
+    Where rows are streamed, a core is kept for the tasks that make them: workers that took all would wait for ever. Raises
+    `ConfigError` where Ray has too few.
+    """
     import ray
 
     selector = labels(config.train_on).items()
     alive = [node for node in ray.nodes() if node["Alive"]]
-    fitting = [node["Resources"] for node in alive if selector <= node["Labels"].items()]
-    gpus = int(sum(node.get("GPU", 0) for node in fitting))
+    fitting = [node for node in alive if selector <= node["Labels"].items()]
+    gpus = int(sum(node["Resources"].get("GPU", 0) for node in fitting))
     who = f"nodes labelled {', '.join(config.train_on)} have" if selector else "Ray has"
     fewest = config.min_workers
     use_gpu = config.use_gpu if config.use_gpu is not None else gpus >= fewest
@@ -266,10 +270,20 @@ def resources(config: TrainConfig, is_streamed: bool = False) -> tuple[bool, int
             "hint: fewer workers, `--use_gpu false`, or a larger cluster"
         )
     # A head that takes no work has no CPU to count, nor have nodes without a GPU where GPUs train.
-    nodes = [int(node.get("CPU", 0)) for node in fitting if node.get("GPU", 0) or not use_gpu]
+    training = [node for node in fitting if node["Resources"].get("GPU", 0) or not use_gpu]
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in training]
     cpus = sum(nodes)
-    elsewhere = sum(int(node["Resources"].get("CPU", 0)) for node in alive) - cpus
-    spare = int(is_streamed and elsewhere < 1)  # a core that makes rows beside the workers
+    makers = labels(config.prepare_on).items()
+    making = [
+        node for node in alive if is_streamed and makers <= node["Labels"].items() and node["Resources"].get("CPU")
+    ]
+    if is_streamed and not making:
+        raise ConfigError(
+            f"no node labelled {', '.join(config.prepare_on)} has a CPU core to make rows on\n"
+            "hint: other `prepare_on` labels, or start such a node first"
+        )
+    # None but where workers may be, too.
+    spare = int(is_streamed and all(node in training for node in making))
     share = config.cpus_per_worker or max(1, min([(cpus - spare) // config.max_workers, *filter(None, nodes)]))
     if share * fewest + spare > cpus:
         beside = " and one to prepare their rows" if spare else ""
@@ -277,7 +291,8 @@ def resources(config: TrainConfig, is_streamed: bool = False) -> tuple[bool, int
             f"{fewest} workers of {share} CPU cores{beside} need {share * fewest + spare}, and {who} {cpus}\n"
             "hint: fewer workers, a smaller `cpus_per_worker`, or a larger cluster"
         )
-    return use_gpu, share
+    most = min(config.max_workers, (cpus - spare) // share) if spare else config.max_workers
+    return use_gpu, share, most
 
 
 def _explained(error: Any, config: TrainConfig) -> TrainingError:

@@ -61,7 +61,7 @@ def preflight(
     if is_streamed(config):
         if survey is None:
             raise ConfigError(
-                "`--streaming` of raw text runs on Ray\nhint: use `raystyle train`, or `raystyle prepare` first"
+                "`--streaming` of raw text goes with `raystyle train`\nhint: use that, or `raystyle prepare` first"
             )
         manifest = survey(config)
     else:

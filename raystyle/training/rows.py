@@ -72,7 +72,7 @@ class Rows(torch.utils.data.Dataset[Row | None]):
 
     def spread(self, count: int) -> list[int]:
         """The numbers of up to `count` rows, evenly spread over all."""
-        return np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int).tolist()  # type: ignore[no-any-return]
+        return [int(number) for number in np.linspace(0, len(self) - 1, min(count, len(self))).round()]
 
     @property
     def documents_dir(self) -> str | None:

@@ -19,6 +19,7 @@ import torch
 from raystyle.errors import StorageError, TrainingError
 from raystyle.training.rows import Row
 
+HEAD = 4  # rows waited for at the start, from which isolation is proved
 KEPT = 64  # rows: those that a plateau or a bad step is explained by
 STEPS_KEPT = 8
 
@@ -78,7 +79,7 @@ class Seen:
 
 
 class Streamed(torch.utils.data.IterableDataset[list[tuple[int, Row | None]]]):
-    """One worker's micro-batches as lists of (place, row). The first one is waited for here.
+    """One worker's micro-batches as lists of (place, row). The first rows are waited for here.
 
     `batches` are tables of `corpus.stream.SCHEMA`, each of B rows. Raises `TrainingError` where there is none.
     """
@@ -90,21 +91,24 @@ class Streamed(torch.utils.data.IterableDataset[list[tuple[int, Row | None]]]):
         self.rows = Seen()
         self.ends: dict[int, tuple[int, int]] = {}  # by step (from 1): the cursor behind this worker's last row of it
         self._batches = iter(batches)
-        self._first = self._next()
-        began = self._first["shard"][0].as_py(), self._first["row"][0].as_py()
+        first = start * order.accumulation
+        # Those that are needed, and as many as the proof asks for.
+        count = min(-(-HEAD // order.per_device_batch), len(self) - first)
+        self._head = collections.deque(self._next() for _ in range(count))
+        began = self._head[0]["shard"][0].as_py(), self._head[0]["row"][0].as_py()
         # A shard may end at the cursor; then the next one that has rows goes on.
         if order.rank == 0 and began != cursor and (began[0] <= cursor[0] or began[1]):
             raise StorageError(f"the stream began at {began} and not at {cursor}, where its checkpoint ended")
-        self._take(start * order.accumulation, self._first)
+        for number, table in enumerate(self._head, first):
+            self._take(number, table)
 
     def __len__(self) -> int:
         """Micro-batches of the run, those before `start` too."""
         return self.order.steps * self.order.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, Row | None]]]:
-        first = self.start * self.order.accumulation
-        for number in range(first, len(self)):
-            yield self._take(number, self._first if number == first else self._next())
+        for number in range(self.start * self.order.accumulation, len(self)):
+            yield self._take(number, self._head.popleft() if self._head else self._next())
 
     def cursor_after(self, step: int) -> tuple[int, int]:
         """The cursor behind the last row of a step, of all workers' rows. Each worker asks."""

@@ -170,7 +170,10 @@ class PackedTrainer(transformers.Trainer):
             torch.distributed.all_gather_object(found, mine)
         bad = guard.worst(batch for batches in found for batch in batches)
         numbers = [row for batch in bad for row in self.run.order.rows_at(batch.place)]
-        names = guard.sources(self.train_dataset.rows, numbers)
+        known: list[list[str]] = [guard.sources(self.train_dataset.rows, numbers)] * workers
+        if workers > 1:  # streamed rows are known to the worker that has had them
+            torch.distributed.all_gather_object(known, known[0])
+        names = list(dict.fromkeys(name for each in known for name in each))
         self.skipped += 1
         self.skipped_in_a_row += 1
         is_left_out = self.run.config.on_bad_loss == "skip" and self.skipped_in_a_row <= guard.MAX_SKIPPED

@@ -13,10 +13,6 @@ from raystyle.corpus.rules import load_rules
 from raystyle.corpus.sources import Source, Unit, list_sources, plan_units
 
 
-def bare(units, num_shards, seed=0) -> stream.Stream:
-    return stream.Stream(units, num_shards, seed, None, None, None, "")  # type: ignore[arg-type]
-
-
 def unit(number: int, size: int) -> Unit:
     return Unit(Source(f"{number}.txt", f"/{number}.txt", f"{number}.txt", size, 0, "text"))
 
@@ -24,18 +20,17 @@ def unit(number: int, size: int) -> Unit:
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=40), st.integers(1, 9), st.integers(0, 5))
 def test_each_pass_reads_every_input_once(sizes, num_shards, epoch):
     units = [unit(number, size) for number, size in enumerate(sizes)]
-    found = bare(units, num_shards)
-    of_pass = [stream.units_of(found, epoch * num_shards + place) for place in range(num_shards)]
+    first = epoch * num_shards
+    of_pass = [stream.units_of(units, num_shards, 0, shard) for shard in range(first, first + num_shards)]
     assert Counter(u.source.uri for shard in of_pass for u in shard) == Counter(u.source.uri for u in units)
 
 
 def test_passes_and_seeds_differ_and_shards_are_of_like_size():
     units = [unit(number, 1000) for number in range(200)]
     assert stream.count_shards([unit(0, 5 * shards.PACK_SHARD_BYTES)]) == 5
-    found = bare(units, 10)
-    assert {len(stream.units_of(found, shard)) for shard in range(20)} == {20}
-    assert stream.units_of(found, 0) != stream.units_of(found, 10)
-    assert stream.units_of(found, 0) != stream.units_of(bare(units, 10, seed=1), 0)
+    assert {len(stream.units_of(units, 10, 0, shard)) for shard in range(20)} == {20}
+    assert stream.units_of(units, 10, 0, 0) != stream.units_of(units, 10, 0, 10)
+    assert stream.units_of(units, 10, 0, 0) != stream.units_of(units, 10, 1, 0)
 
 
 @pytest.fixture

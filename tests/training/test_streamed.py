@@ -49,10 +49,16 @@ def test_a_stream_that_goes_on_begins_at_its_step_and_nowhere_else():
     order = StreamOrder(4, 2, 0, 1, 3)
     stream = Streamed(batches([(1, row) for row in range(2, 8)]), order, 2, (1, 2), 2)
     assert [place for micro_batch in stream for place, _ in micro_batch] == [8, 9, 10, 11]
-    Streamed(batches([(2, 0), (2, 1)]), order, 2, (1, 2), 2)  # the shard had ended at the cursor
+    Streamed(batches([(2, row) for row in range(4)]), order, 2, (1, 2), 2)  # the shard had ended at the cursor
     for began in [(1, 3), (1, 0), (0, 2), (2, 5)]:
         with pytest.raises(StorageError, match="the stream began at"):
-            Streamed(batches([began, (3, 0)]), order, 2, (1, 2), 2)
+            Streamed(batches([began, (3, 0), (3, 1), (3, 2)]), order, 2, (1, 2), 2)
+
+
+def test_isolation_is_proved_on_several_rows_however_small_a_micro_batch_is():
+    stream = Streamed(batches([(0, row) for row in range(9)], 1), StreamOrder(4, 1, 0, 1, 2), 0, (0, 0), 1)
+    assert stream.rows.spread(4) == [0, 1, 2, 3]
+    assert [place for micro_batch in stream for place, _ in micro_batch] == list(range(8))
 
 
 def test_a_stream_that_ends_early_says_where_to_look():
