@@ -28,9 +28,9 @@ if "--deploy" in words:
 status = main(["train", *words])
 if status == 0 and "--help" not in words and "-h" not in words:
     config = parse(TrainConfig, words)
-    # `train` measures its checkpoints; where that failed or was left out, this says why, and fails.
+    # `train` measures its checkpoints; where that failed or was left out, this says why, and fails. A stream keeps no
+    # text to judge them by.
     judged = join(config.output_dir, "evaluation.json")
-    # A stream keeps no text to judge by.
     if config.eval_style != "off" and not config.streaming and (not exists(judged) or read_json(judged)["failed"]):
         flags = ["--model_name_or_path", config.model_name_or_path, "--lora_path", config.output_dir]
         status = main(["evaluate", *flags, "--eval_style", config.eval_style])
