@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from raystyle.corpus.encodings import Unreadable, decode
@@ -200,7 +200,9 @@ def test_whatever_is_cut_flipped_or_spliced_the_other_lines_stand(data: st.DataO
     noise = data.draw(st.binary(min_size=1, max_size=8).filter(lambda noise: not set(noise) & set(b"\r\n\0")))
     place = data.draw(st.integers(0, len(lines[at])))
     lines[at] = lines[at][:place] + noise + lines[at][place:]
-    found = decode(b"\n".join(lines))
+    whole = b"\n".join(lines)
+    assume(not whole.startswith((b"\xfe\xff", b"\xff\xfe")))  # noise may be UTF-16's own mark
+    found = decode(whole)
     got = found.text.split("\n")
     assert len(got) == 200 and got[:at] == novel[:at] and got[at + 1 :] == novel[at + 1 :]
 
