@@ -44,7 +44,7 @@ def text_file(tmp_path):
         ({"tokenizer_name_or_path": "/nowhere/tokenizer"}, "/nowhere/tokenizer"),
         ({"lora_target_modules": "q_prj"}, "did you mean `q_proj`"),
         ({"streaming": True}, "`--max_steps`"),
-        ({"streaming": True, "max_steps": 5}, "not there yet"),
+        ({"streaming": True, "max_steps": 5, "heldout_fraction": 0.1}, "holds nothing out"),
         ({"deepspeed": "zero9"}, "zero2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
