@@ -193,6 +193,8 @@ def report(best: dict[str, dict[str, float]], rounds: dict[str, list[dict[str, f
 Written by `python bench/train.py` ({platform.machine()}, Python {platform.python_version()}; {", ".join(PACKAGES)}; {FACTORY_ITSELF} with {", ".join(FACTORY[1:4])}). A Llama of 256 x 6,
 LoRA r 16 on seven projections, fp32, rows of {LENGTH} tokens, {ROWS} a step, one thread; the best of {len(rounds["raystyle"])} rounds in
 turns. Others used up to {busy:.1f} of the machine's cores meanwhile. Start-up is all that a process does but its steps.
+TRL's loss is a GPU kernel of its own, which it always uses; what stands in for it on a CPU takes most of a step (py-spy), so its
+two rows say nothing of packing. For TRL on a GPU see gpu_train.md.
 
 | tool | documents isolated | real tokens per CPU-second | raystyle is so many times as fast | share of real tokens | start-up, s / CPU s | peak GB |
 | --- | --- | --- | --- | --- | --- | --- |
