@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -115,15 +116,17 @@ class Command:
     def give(self) -> None:
         self.given += 1
         self.run = resume.Run(self.words, RAY_ADDRESS=self.address, RAY_AUTH_MODE="token")
-        assert self.run.process.stderr is not None
-        threading.Thread(target=self.run.process.stderr.read, daemon=True).start()  # nobody reads the bar
+        self.said: deque[str] = deque(maxlen=20)  # the last lines: nobody reads the bar
+        threading.Thread(target=self.said.extend, args=(self.run.process.stderr,), daemon=True).start()
 
     def is_done(self) -> bool:
-        """Whether the run has ended; gives the command again where it has not."""
+        """Whether the run has ended; gives the command again where it has not. A refused one would be refused again."""
         if not self.run.ended():
             return False
         if self.run.process.returncode == 0:
             return True
+        if self.run.process.returncode == 2:
+            raise AssertionError(f"the command is refused: {''.join(self.said)}")
         self.give()
         return False
 
@@ -215,6 +218,7 @@ def main() -> None:
             "gradient_accumulation_steps": GLOBAL_BATCH // 2, "learning_rate": 3e-3, "max_steps": args.steps,
             "save_steps": args.save_steps, "sample_prompt": "", "gradient_checkpointing": "false", "cpus_per_worker": 1,
             "eval_style": "off", "report_to": "none", "max_failures": 100, "save_total_limit": 3,
+            "shared_paths": "true",
         } | values  # fmt: skip
         return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
 

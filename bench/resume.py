@@ -382,7 +382,9 @@ def main() -> None:
         shutil.rmtree(output)
         found += [(number, one) for one in rounds]
         print(number, *rounds or ["over before it was killed"], flush=True)
-    done, on_s = lose_a_node(command(work / "in", work / "disturbed", tokenizer), work / "disturbed", 0.3)
+    done, on_s = lose_a_node(
+        command(work / "in", work / "disturbed", tokenizer, "--shared_paths"), work / "disturbed", 0.3
+    )
     _same(expected, work / "disturbed", "with a node lost")
     print(f"node lost after {done} tasks; {on_s:.0f} s more", flush=True)
     if args.rounds >= 20:
