@@ -19,6 +19,7 @@ from raystyle import storage
 from raystyle.corpus import collect, parts, shards, stages
 from raystyle.corpus.rules import Rules
 from raystyle.corpus.sources import Rejection, Unit
+from raystyle.errors import DataError
 
 # Of a row: its tokens' ids without padding, its segments' lengths with the document of each, where those come from, and
 # its place in the stream.
@@ -72,11 +73,10 @@ def rows_of(stream: Stream, shard: int) -> pa.Table:
     """The rows of a shard as a table of SCHEMA, shuffled.
 
     Its parts lie in this machine's temporary directory until they are packed. In the first pass, what became of its
-    inputs is written to `outcomes`: later passes would only say it again.
+    inputs is written to `outcomes`: later passes would only say it again. Raises `DataError` where that tells of a whole
+    pass that nothing was left of: the stream would never have a row.
     """
     units = units_of(stream.units, stream.num_shards, stream.seed, shard)
-    if not units:
-        return SCHEMA.empty_table()
     with tempfile.TemporaryDirectory(prefix="raystyle-stream-") as work:
         marker = stages.clean_shard(0, units, work, stream.rules, stream.settings)
         if shard < stream.num_shards:
@@ -89,6 +89,7 @@ def rows_of(stream: Stream, shard: int) -> pa.Table:
             storage.write_json(storage.join(stream.outcomes, f"shard-{shard:05d}.json"), outcome)
         ledger = parts.read(f"{work}/clean-00000.documents.parquet", ["doc_id", "group", "bytes", "place"]).to_pylist()
         if not ledger:
+            _refuse_nothing(stream)
             return SCHEMA.empty_table()
         entries = [shards.Entry(0, row, d["doc_id"], d["group"], d["bytes"]) for row, d in enumerate(ledger)]
         nothing = collect.Cuts({}, frozenset())
@@ -96,6 +97,17 @@ def rows_of(stream: Stream, shard: int) -> pa.Table:
         packed = parts.read(f"{work}/documents-00000.rows.parquet")
     order_N = np.random.default_rng([stream.seed, shard, 1]).permutation(len(packed))
     return _table(packed.take(order_N), {d["doc_id"]: d["place"] for d in ledger}, shard)
+
+
+def _refuse_nothing(stream: Stream) -> None:
+    outcomes = storage.list_files(stream.outcomes, (".json",))
+    if sum(file.uri.rpartition("/")[2].startswith("shard-") for file in outcomes) < stream.num_shards:
+        return  # of this pass another part may have rows
+    if not any(entry["characters_kept"] for file in outcomes for entry in storage.read_json(file.uri)["inputs"]):
+        raise DataError(
+            f"there is nothing to train on: {told(stream.outcomes)}\n"
+            f"hint: each input's reason is in {stream.outcomes}; `raystyle prepare` on it writes a report"
+        )
 
 
 def _table(packed: pa.Table, place_of: dict[str, str], shard: int) -> pa.Table:

@@ -11,6 +11,7 @@ from raystyle.config import PrepareConfig
 from raystyle.corpus import prepare, shards, stream
 from raystyle.corpus.rules import load_rules
 from raystyle.corpus.sources import Source, Unit, list_sources, plan_units
+from raystyle.errors import DataError
 
 
 def unit(number: int, size: int) -> Unit:
@@ -85,3 +86,14 @@ def test_what_became_of_each_input_is_written_once(corpus, tmp_path):
     assert sum(len(outcome["inputs"]) for outcome in found) == 5
     told = stream.told(str(tmp_path / "streamed"))
     assert told.startswith("streamed 5 inputs: ") and "Texts rejected: 1 (" in told
+
+
+def test_a_corpus_that_nothing_is_left_of_is_refused_once_all_of_it_was_read(corpus):
+    """Whether its inputs fill both shards of a pass or, as here, one of them has none."""
+    (only,) = [unit for unit in corpus.units if unit.source.relpath.endswith("empty.txt")]
+    hopeless = corpus._replace(units=[only])
+    shards_ = sorted(range(2), key=lambda shard: len(stream.units_of([only], 2, 7, shard)))
+    assert len(stream.rows_of(hopeless, shards_[0])) == 0
+    with pytest.raises(DataError, match=r"nothing to train on: streamed .*empty 1") as refused:
+        stream.rows_of(hopeless, shards_[1])
+    assert corpus.outcomes in str(refused.value)
