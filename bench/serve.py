@@ -6,7 +6,7 @@
 At 1, 8 and 32 requests at once, with 1, 3 and 8 adapters by turns (the base is none of them): tokens per second, seconds to
 the first token, and CPU seconds of all the processes that serve. Each contender runs alone in processes of its own, in
 turns, with one thread for the model; same weights, prompts and 64 new tokens for all (`serving/work.py`). Those on vLLM need
-`make .venv-vllm`, and are left out without it.
+`make .venv-vllm/.complete`, and are left out without it; ray.serve.llm gets what it needs besides in an environment on top.
 
 Finished measurements are kept in .bench/serve.json, so that a bench that was stopped goes on where it was;
 bench/results/serve.md is written anew after each.
@@ -39,6 +39,17 @@ START_TIMEOUT_S, TIMEOUT_S, STOP_TIMEOUT_S = 600, 3600, 120
 # Where ray.serve.llm keeps adapters, whatever folder Ray is given.
 DOWNLOADS = Path("/tmp/ray/llm/lora/cache")
 VLLM = HERE.parent / ".venv-vllm" / "bin" / "python"
+# What ray.serve.llm imports of vLLM's API server, and raystyle does not.
+RAY_LLM_NEEDS = (
+    "hf_transfer==0.1.9",
+    "ijson==3.6.0",
+    "jmespath==1.1.0",
+    "jsonref==1.1.0",
+    "model-hosting-container-standards==0.1.16",
+    "partial-json-parser==0.2.1.1.post7",
+    "prometheus-fastapi-instrumentator==8.1.0",
+    "python-json-logger==4.2.0",
+)
 # One thread for the model, as Ray gives it one core of two; threads that wait do not spin, for there are more of them than
 # cores.
 ENVIRONMENT = {
@@ -122,6 +133,8 @@ def run(name: str, folder: Path, size: str) -> dict[str, Any]:
     """The cells of one contender and how it started, or how it failed."""
     contender = CONTENDERS[name]
     python = str(VLLM) if contender.on_vllm else sys.executable
+    if contender.way == "ray_llm":
+        python = _ray_llm_python()
     log = BENCH / f"serve-{name}.log"
     try:
         if contender.way not in ("serve", "ray_llm"):
@@ -141,6 +154,19 @@ def run(name: str, folder: Path, size: str) -> dict[str, Any]:
             return {"cells": _cells(client, log.with_suffix(".client.log")), **start}
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return {"failure": str(error)[:500]}
+
+
+def _ray_llm_python() -> str:
+    """vLLM's environment with a layer on top: a line in a .pth file leads to the packages below."""
+    folder = BENCH / "serve-ray-llm"
+    python, done = folder / "bin" / "python", folder / "packages.txt"
+    if not done.exists() or done.read_text() != "\n".join(RAY_LLM_NEEDS):
+        subprocess.run([str(VLLM), "-m", "venv", str(folder)], check=True)
+        (below,) = VLLM.parents[1].glob("lib/python3*/site-packages")
+        (folder / below.relative_to(VLLM.parents[1]) / "below.pth").write_text(f"{below}\n")
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", *RAY_LLM_NEEDS], check=True)
+        done.write_text("\n".join(RAY_LLM_NEEDS))
+    return str(python)
 
 
 def _serve(python: str, folder: Path, port: int, on_vllm: bool) -> list[str]:
