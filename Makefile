@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-vllm check bench clean
+.PHONY: setup demo test test-slow test-vllm check bench clean
 
 setup: .venv/.complete
 
@@ -19,7 +19,11 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -n 2 --dist loadfile
-	$(BIN)/pytest -m e2e --timeout 1200
+	$(BIN)/pytest -m "e2e and not slow" --timeout 1200
+
+# What takes too long for every change.
+test-slow: setup
+	$(BIN)/pytest -m slow --timeout 1200
 
 # vLLM has an environment of its own, of exactly these packages: nothing is looked up, so it is there in a few minutes.
 .venv-vllm/.complete: pyproject.toml constraints-vllm.txt

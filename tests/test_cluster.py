@@ -313,4 +313,8 @@ def test_hosted_ci_runs_what_a_person_types():
     assert [step["run"] for step in steps if "run" in step] == ["make demo", "make test"]
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"demo", "test"} <= set(targets)
-    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+    nightly = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())
+    slow = nightly["jobs"]["slow"]["steps"]
+    assert nightly["permissions"] == {"contents": "read"} and slow[-1]["run"] == "make test-slow"
+    assert "test-slow" in targets
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in steps + slow if "uses" in step)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,13 @@ def test_a_second_demo_trains_nothing_and_ends_the_same(folder, joined):
     assert after["samples"] == before["samples"]
 
 
-@pytest.mark.parametrize("guide", [g for g in GUIDES if commands(g)], ids=lambda g: g.name)
+def runnable() -> list[Any]:
+    """Guides with commands; that to training starts Ray Train seven times."""
+    slow = {"train.md": [pytest.mark.slow]}
+    return [pytest.param(g, id=g.name, marks=slow.get(g.name, [])) for g in GUIDES if commands(g)]
+
+
+@pytest.mark.parametrize("guide", runnable())
 def test_the_commands_of_a_guide_run(guide, folder, joined):
     """A server that a guide starts runs until the guide ends, on another port than 8000, which may be taken."""
     with ExitStack() as servers:
@@ -114,19 +121,6 @@ def served(command: str, folder: Path) -> Iterator[int]:
     finally:
         process.terminate()
         assert process.wait(timeout=300) == 0
-
-
-def test_the_pipeline_job_goes_from_raw_text_to_a_judged_adapter_and_does_nothing_twice(folder, joined):
-    places = "--model_name_or_path runs/demo/base --dataset_path runs/demo/corpus --output_dir runs/pipeline"
-    command = f"python jobs/pipeline.py --config jobs/configs/demo.json {places} --max_steps 3"
-    done = shell(command, folder)
-    assert done.returncode == 0, done.stderr
-    for name in ("prepared/manifest.json", "adapter/adapter_model.safetensors", "evaluation.json"):
-        assert (folder / "runs/pipeline" / name).exists()
-    again = shell(command, folder)
-    assert "this run has finished before; nothing was done" in again.stdout
-    refused = shell(f"{command} --deploy nowhere.yaml", folder)
-    assert (refused.returncode, refused.stdout) == (2, "") and "nowhere.yaml` is not a file" in refused.stderr
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda g: g.name)

@@ -13,7 +13,7 @@ from hosts import BUCKET, NETWORK, Hosts, missing
 
 from raystyle import storage
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 REASON = missing()
 

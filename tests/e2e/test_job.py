@@ -203,18 +203,12 @@ def small(model: Path, prepared: Path, output: object) -> list[object]:
     return [*settings, *batch, *lengths, *places]
 
 
-def test_a_job_trains_and_leaves_its_adapter_where_the_flag_says(cluster, tiny_model, tiny_prepared, tmp_path):
-    labels = ["--prepare_on", "pool=cpu", "--train_on", "pool=cpu"]
-    done = submit(cluster, "jobs/train.py", *small(tiny_model, tiny_prepared, tmp_path / "run"), *labels)
-    assert done.returncode == 0, done.stdout
-    assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
-    assert "isolation of documents proved" in done.stdout
-    assert f"adapter  {tmp_path}/run/adapter" in done.stdout
-
-
-def test_a_stopped_job_continues_where_it_was(cluster, tiny_model, tiny_prepared, tmp_path):
+def test_a_stopped_job_continues_and_leaves_its_adapter_where_the_flag_says(
+    cluster, tiny_model, tiny_prepared, tmp_path
+):
     address, environment = cluster
     words = [*small(tiny_model, tiny_prepared, tmp_path / "run"), "--max_steps", 40, "--save_steps", 4]
+    words += ["--prepare_on", "pool=cpu", "--train_on", "pool=cpu"]
     job = ["job", "submit", "--address", address, "--no-wait", "--submission-id", "to-be-stopped", "--working-dir", "."]
     command = [RAY, *job, "--", "python", "jobs/train.py", *map(str, words)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
@@ -228,9 +222,11 @@ def test_a_stopped_job_continues_where_it_was(cluster, tiny_model, tiny_prepared
     about = json.loads((tmp_path / "run/adapter/raystyle_adapter.json").read_text())
     assert about["step"] == 40
     assert "continued from the checkpoint of step" in done.stdout
+    assert "isolation of documents proved" in done.stdout
+    assert f"adapter  {tmp_path}/run/adapter" in done.stdout
 
 
-def test_a_pipeline_writes_no_secret_anywhere(cluster, bucket, tiny_model, tmp_path):
+def test_a_pipeline_does_nothing_twice_and_writes_no_secret_anywhere(cluster, bucket, tiny_model, tmp_path):
     """Raw text to a judged adapter in one job, in object storage; then everything that was written is searched."""
     for number in range(4):
         draw = random.Random(number)
@@ -239,8 +235,11 @@ def test_a_pipeline_writes_no_secret_anywhere(cluster, bucket, tiny_model, tmp_p
     words = small(tiny_model, Path("-"), f"{bucket}/run")
     words[words.index("--dataset_path") + 1] = f"{bucket}/novels"
     words[words.index("--eval_style") + 1] = "light"
-    done = submit(cluster, "jobs/pipeline.py", *words, "--heldout_fraction", 0.3, "--save_steps", 3)
+    words += ["--heldout_fraction", "0.3", "--save_steps", "3"]
+    done = submit(cluster, "jobs/pipeline.py", *words)
     assert done.returncode == 0, done.stdout
+    again = submit(cluster, "jobs/pipeline.py", *words)
+    assert again.returncode == 0 and "this run has finished before; nothing was done" in again.stdout, again.stdout
     token = (Path.home() / ".ray/auth_token").read_text().strip()
     searched = {"the job's output": done.stdout.encode()}
     searched |= {file.uri: storage.read_bytes(file.uri) for file in storage.list_files(f"{bucket}/run", hidden=True)}

@@ -131,6 +131,9 @@ def test_jobs_take_what_the_commands_take():
         )
         assert done.returncode == 2
         assert "unknown setting `--nonsense`" in done.stderr
+    command = [sys.executable, ROOT / "jobs/pipeline.py", "--deploy", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and "`--deploy nowhere.yaml` is not a file" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def expected(ray_local: None, corpus: Path, tokenizer_dir: str) -> dict[str, str
 
 @pytest.mark.parametrize(
     ("stage", "target", "cores"),
-    [("cleaning", "everything", 1), ("packing", "worker", 2)],
+    [("cleaning", "everything", 1), pytest.param("packing", "worker", 2, marks=pytest.mark.slow)],
 )
 def test_killed_it_continues_and_ends_in_the_same_bytes(
     corpus: Path, tmp_path: Path, tokenizer_dir: str, expected: dict[str, str], stage: str, target: str, cores: int

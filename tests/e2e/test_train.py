@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import builders
 import psutil
 import pytest
 import torch
@@ -119,6 +120,81 @@ def dumb_for(server: str, seconds: float, once: Callable[[], Any]) -> Iterator[N
     assert stopped.is_set()
 
 
+# Several runs in the same two workers, for most of a short run is imports. Arguments: a JSON list of [folder, flags, begins];
+# `begins` is null, or the folder of another run and the step after which this one goes on with it.
+TOGETHER = """
+import json, os, shutil, sys
+from pathlib import Path
+import torch
+from accelerate.state import AcceleratorState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from raystyle.training import checkpoints, loop
+
+for name, words, begins in json.loads(sys.argv[1]):
+    if begins and os.environ["RANK"] == "0":
+        other, step = begins
+        shutil.copytree(other, name)
+        shutil.rmtree(f"{name}/adapter")
+        for later in Path(name, "checkpoints").iterdir():
+            if later.name > checkpoints.name_of(step):
+                shutil.rmtree(later)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    AcceleratorState._reset_state()
+    unset_hf_deepspeed_config()
+    code = loop.main([*words, "--output_dir", str(Path(name).absolute())])
+    if code:
+        sys.exit(code)
+"""
+WAYS = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+SHORT = {"max_steps": 6, "save_steps": 3, "lora_r": 3, "lora_alpha": 6}  # ZeRO-3's shards are uneven here
+STAGE = {"max_steps": 8, "save_steps": 4, "loraplus_lr_ratio": 4}
+EXPERTS = {
+    "lora_target_modules": "all-linear", "lora_target_parameters": "experts", "lora_dropout": 0, "max_steps": 20,
+    "save_steps": 10, "gradient_checkpointing": True, "learning_rate": 1e-2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def together(undisturbed, tiny_model, tiny_prepared, tmp_path_factory):
+    """The folder of all runs that torchrun makes with two workers."""
+    place, (_, first) = tmp_path_factory.mktemp("together"), undisturbed
+    mixtral = builders.write_model(place / "mixtral-base", family="mixtral")
+
+    def a_run(name: str, begins: tuple[str, int] | None = None, model: Path = tiny_model, **values):
+        given = words(model, tiny_prepared, place, **values)
+        at = given.index("--output_dir")
+        return [name, given[:at] + given[at + 2 :], begins]
+
+    stage = STAGE | {"lora_path": first}
+    runs = [
+        a_run("anew", per_device_train_batch_size=2, gradient_accumulation_steps=2),
+        a_run("torchrun after Ray", (str(first), STEPS - EVERY)),
+        a_run("ddp", **SHORT),
+        *(a_run(way, deepspeed=way, **SHORT) for way in WAYS),
+        a_run("zero3 after ddp", ("ddp", 3), deepspeed="zero3", **SHORT),
+        a_run("ddp after zero3", ("zero3", 3), **SHORT),
+        a_run("stage", **stage),
+        a_run("stage by zero2", ("stage", 4), deepspeed="zero2", **stage),
+        a_run("mixtral", model=mixtral, **EXPERTS),
+    ]
+    (place / "together.py").write_text(TOGETHER)
+    launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2", "together.py"]
+    done = subprocess.run([*launcher, json.dumps(runs)], capture_output=True, text=True, timeout=900, cwd=place)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return place
+
+
+def told_losses(output: Path) -> list[float]:
+    return [entry["loss"] for entry in metrics.read(str(output)) if "loss" in entry]
+
+
+def continued_from(output: Path) -> list[int]:
+    told = metrics.read(str(output))
+    return [entry["continued_from_step"] for entry in told if "continued_from_step" in entry]
+
+
 def test_a_run_leaves_everything_it_promises(undisturbed, tiny_model):
     result, output = undisturbed
     assert sorted(p.name for p in output.iterdir()) == [
@@ -158,18 +234,6 @@ def test_another_run_s_directory_is_refused_naming_what_differs(undisturbed, tin
         run(tiny_model, tiny_prepared, output, gradient_accumulation_steps=8)
 
 
-def test_two_workers_and_other_micro_batches_train_the_same_adapter(undisturbed, tiny_model, tiny_prepared, tmp_path):
-    """1 x 4 accumulation = 2 workers x 2: same losses and, dropout being seeded by place, the same weights.
-
-    The range takes the two of four workers that there is room for, and keeps the global batch.
-    """
-    reference, reference_output = undisturbed
-    shared = run(tiny_model, tiny_prepared, tmp_path / "r", num_workers="1..4", gradient_accumulation_steps=1)
-    assert shared.values("num_workers") == [2] and shared.values("transport") == ["gloo"]
-    assert losses(shared) == pytest.approx(losses(reference), abs=1e-5)
-    assert distance(adapter(tmp_path / "r"), adapter(reference_output)) < 1e-5
-
-
 def test_accumulation_in_one_pass_gives_the_same_losses(tiny_model, tiny_prepared, tmp_path):
     """4 rows at once = 4 passes of one row, though their token counts differ: the loss is a mean over all tokens."""
     values = {"lora_dropout": 0.0, "max_steps": 6}
@@ -194,20 +258,94 @@ def test_without_ray_the_numbers_are_the_same(undisturbed, tiny_model, tiny_prep
     assert run(tiny_model, tiny_prepared, tmp_path / "r").unchanged
 
 
-def test_torchrun_continues_with_two_workers_what_ray_began(undisturbed, tiny_model, tiny_prepared, tmp_path):
+@pytest.mark.parametrize("name", ["anew", "torchrun after Ray"])
+def test_two_workers_train_the_same_adapter(undisturbed, together, name):
+    """1 x 4 accumulation = 2 workers x 2: same losses and, dropout being seeded by place, the same weights."""
+    reference, reference_output = undisturbed
+    assert continued_from(together / name) == ([] if name == "anew" else [STEPS - EVERY])
+    assert told_losses(together / name) == pytest.approx(losses(reference), abs=1e-5)
+    assert distance(adapter(together / name), adapter(reference_output)) < 1e-5
+
+
+def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_model, tiny_prepared, tmp_path):
+    """DDP's checkpoint, continued by ZeRO-2, ends where DDP alone does. The range takes the two of four workers that there is
+    room for, and keeps the global batch."""
     reference, reference_output = undisturbed
     output = tmp_path / "r"
     shutil.copytree(reference_output, output)
     shutil.rmtree(output / "adapter")
-    shutil.rmtree(output / "checkpoints" / checkpoints.name_of(STEPS))
-    launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, "-m", "raystyle.training.loop", *words(tiny_model, tiny_prepared, output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    told = metrics.read(str(output))
-    assert any(entry.get("continued_from_step") == STEPS - EVERY for entry in told)
-    assert [entry["loss"] for entry in told if "loss" in entry] == pytest.approx(losses(reference), abs=1e-5)
+    for step in (45, 60):
+        shutil.rmtree(output / "checkpoints" / checkpoints.name_of(step))
+    result = run(
+        tiny_model, tiny_prepared, output, num_workers="1..4", gradient_accumulation_steps=1, deepspeed="zero2"
+    )
+    assert continued_from(output) == [30]
+    assert result.values("num_workers") == [1, 2] and result.values("transport") == ["gloo"]
+    assert losses(result) == pytest.approx(losses(reference), abs=1e-5)
     assert distance(adapter(output), adapter(reference_output)) < 1e-5
+
+
+@pytest.mark.parametrize("name", [*WAYS, "zero3 after ddp", "ddp after zero3"])
+def test_every_way_to_share_the_work_gives_the_same_and_continues_the_others(together, name):
+    """DDP and ZeRO-1, 2 and 3, with and without offloading, on two workers."""
+    expected = told_losses(together / "ddp")
+    assert len(expected) == 6
+    assert told_losses(together / name) == pytest.approx(expected, abs=1e-5)
+    assert continued_from(together / name) == ([3] if " after " in name else [])
+    assert distance(adapter(together / name), adapter(together / "ddp")) < 1e-5
+
+
+def test_a_second_stage_begins_as_the_adapter_it_continues_from(
+    undisturbed, together, tiny_model, tiny_prepared, tmp_path
+):
+    """With LoRA+, whose groups of parameters must come back from a checkpoint: alone, by DDP, and by ZeRO-2 after DDP."""
+    first, first_output = undisturbed
+    output = tmp_path / "r"
+    stage = STAGE | {"lora_path": first_output}
+    _, told = run_alone(tiny_model, tiny_prepared, output, **stage)
+    heldout = [entry["heldout_loss"] for entry in told if "heldout_loss" in entry]
+    assert heldout[0] == pytest.approx(first.values("heldout_loss")[-1], abs=1e-6)
+    about = json.loads((output / "adapter" / "raystyle_adapter.json").read_text())
+    assert (
+        about["continues"]
+        == json.loads((first_output / "adapter" / "raystyle_adapter.json").read_text())["fingerprint"]
+    )
+    assert distance(adapter(output), adapter(first_output)) > 1e-3
+    assert continued_from(together / "stage by zero2") == [4]
+    for name in ("stage", "stage by zero2"):
+        assert distance(adapter(together / name), adapter(output)) < 1e-5
+    shutil.rmtree(output / "adapter")
+    with pytest.raises(RunError, match="`lora_path` was "):
+        run(tiny_model, tiny_prepared, output, **stage | {"lora_path": first_output / "checkpoints" / "step-00000030"})
+    with pytest.raises(ConfigError, match="`lora_r` is 8, and the adapter"):
+        run(tiny_model, tiny_prepared, tmp_path / "other", **stage | {"lora_r": 8})
+
+
+def test_a_mixture_of_experts_trains_continues_and_is_merged(together, tiny_prepared, tmp_path):
+    """LoRA on attention and on the fused experts, with gradient checkpointing; one worker after a checkpoint of two."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from raystyle import models
+    from raystyle.config import ExportConfig
+
+    model, output = together / "mixtral-base", tmp_path / "r"
+    shutil.copytree(together / "mixtral", output)
+    found, whole = told_losses(output), adapter(output)
+    assert sum(found[-5:]) < sum(found[:5]) - 0.1
+    told = metrics.read(str(output))
+    assert any(entry.get("isolation_logit_difference", 1) < 1e-4 for entry in told)
+    assert any(".experts.base_layer.lora_B" in name and tensor.any() for name, tensor in whole.items())
+    shutil.rmtree(output / "adapter")
+    shutil.rmtree(output / "checkpoints" / "step-00000020")
+    run_alone(model, tiny_prepared, output, **EXPERTS)
+    assert continued_from(output) == [10]
+    assert distance(adapter(output), whole) < 1e-4
+    export = {"model_name_or_path": str(model), "lora_path": str(output), "output_dir": str(tmp_path / "merged")}
+    merged = AutoModelForCausalLM.from_pretrained(pipeline.export(flags.from_dict(ExportConfig, export)))
+    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("今日天气", return_tensors="pt").input_ids
+    tuned = models.load_adapter(models.load_base(str(model), dtype=torch.float32), str(output / "adapter"))
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, tuned(ids).logits, atol=1e-5, rtol=1e-4)
 
 
 def test_a_killed_worker_changes_nothing(undisturbed, tiny_model, tiny_prepared, tmp_path):
@@ -230,6 +368,7 @@ def test_a_killed_worker_changes_nothing(undisturbed, tiny_model, tiny_prepared,
     assert distance(adapter(output), adapter(reference_output)) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_job_continues_by_the_same_command_past_a_torn_checkpoint(
     undisturbed, tiny_model, tiny_prepared, tmp_path
 ):
@@ -277,131 +416,6 @@ def test_ctrl_c_leaves_a_run_that_says_how_to_go_on(tiny_model, tiny_prepared, t
     assert not (tmp_path / "r" / "adapter").exists()
 
 
-def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_model, tiny_prepared, tmp_path):
-    """DDP's checkpoint, continued by ZeRO-2 on two workers, ends where DDP alone does."""
-    _, reference_output = undisturbed
-    output = tmp_path / "r"
-    shutil.copytree(reference_output, output)
-    shutil.rmtree(output / "adapter")
-    for step in (45, 60):
-        shutil.rmtree(output / "checkpoints" / f"step-{step:08d}")
-    result = run(
-        tiny_model,
-        tiny_prepared,
-        output,
-        num_workers=2,
-        gradient_accumulation_steps=2,
-        deepspeed="zero2",
-    )
-    assert any(entry.get("continued_from_step") == 30 for entry in result.metrics)
-    assert distance(adapter(output), adapter(reference_output)) < 1e-5
-
-
-def test_a_second_stage_begins_as_the_adapter_it_continues_from(undisturbed, tiny_model, tiny_prepared, tmp_path):
-    """With LoRA+, whose groups of parameters must come back from a checkpoint: under DDP, then ZeRO-2 on two workers."""
-    first, first_output = undisturbed
-    output = tmp_path / "r"
-    stage = {"lora_path": first_output, "max_steps": 8, "save_steps": 4, "loraplus_lr_ratio": 4}
-    _, told = run_alone(tiny_model, tiny_prepared, output, **stage)
-    heldout = [entry["heldout_loss"] for entry in told if "heldout_loss" in entry]
-    assert heldout[0] == pytest.approx(first.values("heldout_loss")[-1], abs=1e-6)
-    about = json.loads((output / "adapter" / "raystyle_adapter.json").read_text())
-    assert (
-        about["continues"]
-        == json.loads((first_output / "adapter" / "raystyle_adapter.json").read_text())["fingerprint"]
-    )
-    whole = adapter(output)
-    assert distance(whole, adapter(first_output)) > 1e-3
-    shutil.rmtree(output / "adapter")
-    shutil.rmtree(output / "checkpoints" / "step-00000008")
-    workers = {"num_workers": 2, "gradient_accumulation_steps": 2, "deepspeed": "zero2"}
-    again = run(tiny_model, tiny_prepared, output, **stage | workers)
-    assert any(entry.get("continued_from_step") == 4 for entry in again.metrics)
-    assert distance(adapter(output), whole) < 1e-5
-    with pytest.raises(RunError, match="`lora_path` was "):
-        run(tiny_model, tiny_prepared, output, **stage | {"lora_path": first_output / "checkpoints" / "step-00000030"})
-    with pytest.raises(ConfigError, match="`lora_r` is 8, and the adapter"):
-        run(tiny_model, tiny_prepared, tmp_path / "other", **stage | {"lora_r": 8})
-
-
-def test_a_mixture_of_experts_trains_continues_and_is_merged(ray_local, tiny_prepared, tmp_path):
-    """LoRA on attention and on the fused experts, with gradient checkpointing, on other workers after the checkpoint."""
-    import builders
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from raystyle import models
-    from raystyle.config import ExportConfig
-
-    model, output = builders.write_model(tmp_path / "mixtral", family="mixtral"), tmp_path / "r"
-    settings = {
-        "lora_target_modules": "all-linear", "lora_target_parameters": "experts", "lora_dropout": 0, "max_steps": 20,
-        "save_steps": 10, "gradient_checkpointing": True, "learning_rate": 1e-2,
-    }  # fmt: skip
-    found, told = run_alone(model, tiny_prepared, output, **settings)
-    assert sum(found[-5:]) < sum(found[:5]) - 0.1
-    assert any(entry.get("isolation_logit_difference", 1) < 1e-4 for entry in told)
-    whole = adapter(output)
-    assert any(".experts.base_layer.lora_B" in name and tensor.any() for name, tensor in whole.items())
-    shutil.rmtree(output / "adapter")
-    shutil.rmtree(output / "checkpoints" / "step-00000020")
-    again = run(model, tiny_prepared, output, **settings, num_workers=2, gradient_accumulation_steps=2)
-    assert any(entry.get("continued_from_step") == 10 for entry in again.metrics)
-    assert distance(adapter(output), whole) < 1e-4
-    export = {"model_name_or_path": str(model), "lora_path": str(output), "output_dir": str(tmp_path / "merged")}
-    merged = AutoModelForCausalLM.from_pretrained(pipeline.export(flags.from_dict(ExportConfig, export)))
-    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("今日天气", return_tensors="pt").input_ids
-    tuned = models.load_adapter(models.load_base(str(model), dtype=torch.float32), str(output / "adapter"))
-    with torch.no_grad():
-        torch.testing.assert_close(merged(ids).logits, tuned(ids).logits, atol=1e-5, rtol=1e-4)
-
-
-# Several runs in the same two workers, for most of a short run is imports. Arguments: a JSON list of [name, flags], each a
-# run in a folder of that name; `OTHER>NAME` begins with OTHER's checkpoint of step 3.
-STRATEGIES = """
-import json, os, shutil, sys
-from pathlib import Path
-import torch
-from accelerate.state import AcceleratorState
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from raystyle.training import loop
-
-for name, words in json.loads(sys.argv[1]):
-    if ">" in name and os.environ["RANK"] == "0":
-        shutil.copytree(name.split(">")[0], name)
-        shutil.rmtree(f"{name}/adapter")
-        shutil.rmtree(f"{name}/checkpoints/step-00000006")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    AcceleratorState._reset_state()
-    unset_hf_deepspeed_config()
-    code = loop.main([*words, "--output_dir", str(Path(name).absolute())])
-    if code:
-        sys.exit(code)
-"""
-
-
-def test_every_way_to_share_the_work_gives_the_same_and_continues_the_others(tiny_model, tiny_prepared, tmp_path):
-    """DDP and ZeRO-1, 2 and 3, with and without offloading, on two workers; ZeRO-3's shards are uneven here."""
-    values = {"max_steps": 6, "save_steps": 3, "gradient_accumulation_steps": 4, "lora_r": 3, "lora_alpha": 6}
-    shared = words(tiny_model, tiny_prepared, tmp_path, **values)
-    shared = shared[: (place := shared.index("--output_dir"))] + shared[place + 2 :]
-    ways = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
-    runs = [("ddp", shared), *((f"by {way}", [*shared, "--deepspeed", way]) for way in ways)]
-    runs += [("ddp>zero3", [*shared, "--deepspeed", "zero3"]), ("by zero3>ddp", shared)]
-    (tmp_path / "strategies.py").write_text(STRATEGIES)
-    launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2", "strategies.py"]
-    done = subprocess.run([*launcher, json.dumps(runs)], capture_output=True, text=True, timeout=600, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-5000:]
-    expected = [entry["loss"] for entry in metrics.read(str(tmp_path / "ddp")) if "loss" in entry]
-    assert len(expected) == 6
-    for name, _ in runs[1:]:
-        told = metrics.read(str(tmp_path / name))
-        assert [entry["loss"] for entry in told if "loss" in entry] == pytest.approx(expected, abs=1e-5), name
-        assert [entry.get("continued_from_step") for entry in told].count(3) == (">" in name)
-        assert distance(adapter(tmp_path / name), adapter(tmp_path / "ddp")) < 1e-5, name
-
-
 def test_a_worker_s_own_error_ends_the_run_with_its_reason(ray_local, tiny_model, tiny_prepared, tmp_path):
     with pytest.raises(ConfigError, match=r"transformers refuses these training arguments.*no-such-backend"):
         run(tiny_model, tiny_prepared, tmp_path / "r", ddp_backend="no-such-backend")
@@ -423,6 +437,7 @@ def test_bfloat16_and_gradient_checkpointing_train_too(tiny_model, tiny_prepared
     assert any(entry.get("isolation_logit_difference", 1) < 0.05 for entry in told)
 
 
+@pytest.mark.slow
 def test_a_run_lives_in_object_storage(ray_local, s3_server, bucket, tiny_model, tiny_prepared):
     """Every file of a run goes to s3://, and a run there continues from there, though storage goes dumb for a while."""
     from raystyle import storage

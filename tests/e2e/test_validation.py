@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from raystyle import adapters, flags, pipeline, storage
 from raystyle.config import TrainConfig
 from raystyle.errors import RunError
-from raystyle.training import fit, validation
+from raystyle.training import fit, loop, validation
 
 pytestmark = pytest.mark.e2e
 
@@ -86,10 +87,18 @@ def hangs(began: Path):
 
 @pytest.fixture(scope="module")
 def alone(ray_local, tiny_model, tiny_prepared, tmp_path_factory):
-    """A run without evaluation."""
-    output = tmp_path_factory.mktemp("runs") / "alone"
-    train(config(tiny_model, tiny_prepared, output))
-    return output
+    """A run without evaluation, and without Ray, whose start costs a minute: the numbers are the same."""
+    place = tmp_path_factory.mktemp("runs")
+    settings = flags.to_dict(config(tiny_model, tiny_prepared, place / "alone"))
+    (place / "alone.json").write_text(json.dumps(settings))
+    AcceleratorState._reset_state()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert loop.main(["--config", str(place / "alone.json")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    return place / "alone"
 
 
 def training_worker() -> int:
@@ -193,6 +202,7 @@ def test_what_had_not_begun_when_training_ended_is_left_to_others(evaluated):
     assert lines[-2]["step"] == STEPS and "loss" in lines[-3] | lines[-2]
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_what_was_evaluated_and_does_not_wait_for_an_evaluation_that_hangs(
     evaluated, alone, tiny_model, tiny_prepared, tmp_path, monkeypatch
 ):
@@ -221,6 +231,7 @@ def test_a_run_continues_with_what_was_evaluated_and_does_not_wait_for_an_evalua
     assert sorted(p.name for p in (output / "checkpoints").glob("step-*")) == ["step-00000070", "step-00000080"]
 
 
+@pytest.mark.slow
 def test_any_checkpoint_becomes_the_adapter_and_the_last_one_again(alone, bucket, tiny_model, tiny_prepared, capfd):
     output = f"{bucket}/r"
     storage.upload(str(alone), output)
