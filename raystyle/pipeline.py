@@ -27,11 +27,11 @@ from raystyle.training import preflight as checks
 Say = Callable[[str], None]
 
 
-def prepare(config: PrepareConfig) -> Any:
+def prepare(config: PrepareConfig, exclude: str | None = None) -> Any:
     """Raw text to documents and rows; see `corpus.prepare.prepare`."""
     from raystyle.corpus.prepare import prepare as prepare_corpus
 
-    return prepare_corpus(config)
+    return prepare_corpus(config, exclude)
 
 
 def rules(config: RulesConfig) -> Iterator[str]:
@@ -65,7 +65,7 @@ def preflight(config: TrainConfig) -> checks.Preflight:
     """Everything that can be known before training, checked; raw text is prepared last, and `train` uses the same rows."""
     from raystyle import streaming
 
-    return checks.preflight(config, _prepare_inside, lambda config: streaming.survey(raw_of(config)))
+    return checks.preflight(config, _prepare_inside, lambda config: streaming.survey(raw_of(config), config.output_dir))
 
 
 def plan(config: PlanConfig) -> str:
@@ -78,10 +78,10 @@ def plan(config: PlanConfig) -> str:
     return f"{told}\n{planning.describe_proposal(checked.config, shapes, checked.plan, config.fit_gb)}"
 
 
-def _prepare_inside(config: TrainConfig) -> str:
-    """Prepare a run's raw text inside the run; returns the prepared directory."""
+def _prepare_inside(config: TrainConfig | SweepConfig) -> str:
+    """Prepare a run's raw text inside the run; returns the prepared directory. None of the run's own files is an input."""
     raw = raw_of(config)
-    prepare(raw)
+    prepare(raw, exclude=config.output_dir)
     return raw.output_dir
 
 

@@ -80,6 +80,13 @@ def test_a_stream_has_a_core_left_to_make_rows_on(nodes):
         fit.resources(train("--num_workers", "2"), is_streamed=True)
     assert fit.resources(train("--num_workers", "1..2"), is_streamed=True) == (False, 1, 1)
     assert fit.resources(train("--num_workers", "1..2")) == (False, 1, 2)
+    # One of two nodes may be lost: those workers that fit on the other leave a core there, too.
+    nodes((HERE, 8, 0, {}), ("10.0.0.2", 8, 0, {}))
+    assert fit.resources(train("--num_workers", "1..7"), is_streamed=True) == (False, 1, 7)
+    assert fit.resources(train("--num_workers", "1..3", "--cpus_per_worker", "3"), is_streamed=True) == (False, 3, 3)
+    with pytest.raises(ConfigError, match="take all cores of the nodes that are left"):
+        fit.resources(train("--num_workers", "1..3", "--cpus_per_worker", "4"), is_streamed=True)
+    assert fit.resources(train("--num_workers", "1..3", "--cpus_per_worker", "4")) == (False, 4, 3)
     pools = [(HERE, 2, 0, {"pool": "train"}), ("10.0.0.2", 4, 0, {"pool": "cpu"})]
     nodes(*pools)
     beside = ["--train_on", "pool=train", "--num_workers", "2"]

@@ -35,16 +35,17 @@ from raystyle.progress import bar
 from raystyle.tokens import backend_json, load_tokenizer, prefix_and_end, tokenizer_digest
 
 
-def prepare(config: PrepareConfig) -> Manifest:
+def prepare(config: PrepareConfig, exclude: str | None = None) -> Manifest:
     """Make the prepared corpus at `config.output_dir`, or find it made already (`unchanged`).
 
+    What lies below `exclude`, a directory around it, is no input either.
     Raises `DataError` where there is nothing to prepare, `RunError` where the directory belongs to something else,
     `ConfigError`, `ModelError` and `StorageError` for rules, tokenizer and storage that cannot be used.
     """
     output = storage.absolute(config.output_dir)
     rules = load_rules(config.rules, config.enable_rules, config.disable_rules)
     settings = settings_of(config)
-    sources, refused = list_sources(config.dataset_path, exclude=output)
+    sources, refused = list_sources(config.dataset_path, exclude=storage.absolute(exclude) if exclude else output)
     if config.limit:
         sources = shards.sample_sources(sources, config.limit)
     vocabulary, tokenizer = load_vocabulary(config)

@@ -9,7 +9,7 @@ U units, N rows.
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +55,7 @@ class Stream(NamedTuple):
 
 
 def count_shards(units: Sequence[Unit]) -> int:
-    """Shards of a pass: about 4 million tokens each, as `prepare` packs them."""
+    """Shards of a pass: about 4 million tokens each, where inputs are no larger."""
     return max(1, round(sum(map(shards.unit_bytes, units)) / shards.PACK_SHARD_BYTES))
 
 
@@ -69,14 +69,16 @@ def units_of(units: Sequence[Unit], num_shards: int, seed: int, shard: int) -> l
     return [units[unit] for unit in order_U[place_U == place]]
 
 
-def rows_of(stream: Stream, shard: int) -> pa.Table:
-    """The rows of a shard as a table of SCHEMA, shuffled.
+def rows_of(stream: Stream, shard: int) -> Iterator[pa.Table]:
+    """The rows of a shard in tables of SCHEMA, of about 4 million tokens at most, each shuffled; it may have none.
 
-    Its parts lie in this machine's temporary directory until they are packed. In the first pass, what became of its
-    inputs is written to `outcomes`: later passes would only say it again. Raises `DataError` where that tells of a whole
-    pass that nothing was left of: the stream would never have a row.
+    A shard is larger where one input is: a compressed file is not divided. Its cleaned text lies in this machine's temporary
+    directory until it is packed. In the first pass, what became of its inputs is written to `outcomes`: later passes would
+    only say it again. Raises `DataError` where that tells of a whole pass that nothing was left of, for the stream would
+    never have a row, and where an input is not what it was when the run began.
     """
     units = units_of(stream.units, stream.num_shards, stream.seed, shard)
+    _refuse_changes(units)
     with tempfile.TemporaryDirectory(prefix="raystyle-stream-") as work:
         marker = stages.clean_shard(0, units, work, stream.rules, stream.settings)
         if shard < stream.num_shards:
@@ -87,33 +89,55 @@ def rows_of(stream: Stream, shard: int) -> pa.Table:
                 "rejected": [rejection._asdict() for rejection in rejected],
             }
             storage.write_json(storage.join(stream.outcomes, f"shard-{shard:05d}.json"), outcome)
+            if not any(entry["characters_kept"] for entry in marker["inputs"]):
+                _refuse_nothing(stream)
         ledger = parts.read(f"{work}/clean-00000.documents.parquet", ["doc_id", "group", "bytes", "place"]).to_pylist()
-        if not ledger:
-            _refuse_nothing(stream)
-            return SCHEMA.empty_table()
         entries = [shards.Entry(0, row, d["doc_id"], d["group"], d["bytes"]) for row, d in enumerate(ledger)]
-        nothing = collect.Cuts({}, frozenset())
-        collect.collect_shard("documents", 0, entries, nothing, work, stream.vocabulary, stream.settings)
-        packed = parts.read(f"{work}/documents-00000.rows.parquet")
-    order_N = np.random.default_rng([stream.seed, shard, 1]).permutation(len(packed))
-    return _table(packed.take(order_N), {d["doc_id"]: d["place"] for d in ledger}, shard)
+        places, nothing, first = {d["doc_id"]: d["place"] for d in ledger}, collect.Cuts({}, frozenset()), 0
+        for number, part in enumerate(shards.pack_ranges(entries)):
+            collect.collect_shard("documents", number, part, nothing, work, stream.vocabulary, stream.settings)
+            packed = parts.read(f"{work}/documents-{number:05d}.rows.parquet")
+            order_N = np.random.default_rng([stream.seed, shard, 1 + number]).permutation(len(packed))
+            yield _table(packed.take(order_N), places, shard, first)
+            first += len(packed)
+
+
+def _refuse_changes(units: Sequence[Unit]) -> None:
+    """Each pass, and each start in the middle of a shard, counts on the same rows in the same order."""
+    for source in dict.fromkeys(unit.source for unit in units):
+        there = storage.list_files(source.location) if storage.exists(source.location) else []
+        # Object storage lists times more exactly than it tells them of one object.
+        precision = 10**9 if storage.is_remote(source.location) else 1
+        if [file.mtime_ns // precision for file in there] != [source.mtime_ns // precision] or (
+            source.member is None and there[0].size != source.size
+        ):
+            raise DataError(
+                f"`{source.uri}` is not what it was when this run began: it was changed, or is gone\n"
+                "hint: put it back, or train anew in another --output_dir"
+            )
+
+
+def characters_kept(stream: Stream) -> int | None:
+    """Characters left of one pass, once all of a first pass was read."""
+    files = storage.list_files(stream.outcomes, (".json",)) if storage.exists(stream.outcomes) else []
+    uris = [file.uri for file in files if storage.basename(file.uri).startswith("shard-")]
+    if len(uris) < stream.num_shards:
+        return None
+    return sum(int(entry["characters_kept"]) for uri in uris for entry in storage.read_json(uri)["inputs"])
 
 
 def _refuse_nothing(stream: Stream) -> None:
-    outcomes = storage.list_files(stream.outcomes, (".json",))
-    if sum(file.uri.rpartition("/")[2].startswith("shard-") for file in outcomes) < stream.num_shards:
-        return  # of this pass another part may have rows
-    if not any(entry["characters_kept"] for file in outcomes for entry in storage.read_json(file.uri)["inputs"]):
+    if characters_kept(stream) == 0:
         raise DataError(
             f"there is nothing to train on: {told(stream.outcomes)}\n"
             f"hint: each input's reason is in {stream.outcomes}; `raystyle prepare` on it writes a report"
         )
 
 
-def _table(packed: pa.Table, place_of: dict[str, str], shard: int) -> pa.Table:
+def _table(packed: pa.Table, place_of: dict[str, str], shard: int, first: int) -> pa.Table:
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     rows = zip(packed["input_ids"], packed["segment_lengths"].to_pylist(), packed["pieces"].to_pylist(), strict=True)
-    for number, (ids, lengths, pieces) in enumerate(rows):
+    for number, (ids, lengths, pieces) in enumerate(rows, first):
         doc_ids = [piece["doc_id"] for piece in pieces]
         columns["input_ids"].append(ids.values.to_numpy()[: sum(lengths)])
         columns["segment_lengths"].append(lengths)

@@ -285,14 +285,33 @@ def resources(config: TrainConfig, is_streamed: bool = False) -> tuple[bool, int
     # None but where workers may be, too.
     spare = int(is_streamed and all(node in training for node in making))
     share = config.cpus_per_worker or max(1, min([(cpus - spare) // config.max_workers, *filter(None, nodes)]))
+    while (
+        spare and not config.cpus_per_worker and share > 1 and _may_fill(nodes, share, fewest, cpus, config.max_workers)
+    ):
+        share -= 1
     if share * fewest + spare > cpus:
         beside = " and one to prepare their rows" if spare else ""
         raise ConfigError(
             f"{fewest} workers of {share} CPU cores{beside} need {share * fewest + spare}, and {who} {cpus}\n"
             "hint: fewer workers, a smaller `cpus_per_worker`, or a larger cluster"
         )
+    if spare and _may_fill(nodes, share, fewest, cpus, config.max_workers):
+        raise ConfigError(
+            f"with {share} CPU cores each, `num_workers` {config.num_workers} may come to take all cores of the nodes that are left "
+            "when one is lost, and none to prepare their rows\nhint: another `cpus_per_worker`, or a number that is no range"
+        )
     most = min(config.max_workers, (cpus - spare) // share) if spare else config.max_workers
     return use_gpu, share, most
+
+
+def _may_fill(nodes: list[int], share: int, fewest: int, cpus: int, most: int) -> bool:
+    """Whether the workers of a range, after a loss, may be so many that they take every core of the nodes left."""
+    most = min(most, (cpus - 1) // share)
+    full = {0}  # numbers of workers that fill some of the nodes
+    for cores in nodes:
+        if cores and cores % share == 0:
+            full |= {count + cores // share for count in full if count + cores // share <= most}
+    return fewest < most and any(fewest <= count for count in full if count)
 
 
 def _explained(error: Any, config: TrainConfig) -> TrainingError:

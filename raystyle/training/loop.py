@@ -68,7 +68,8 @@ def train_worker(task_dict: dict[str, Any]) -> None:
     except StorageError:
         raise  # storage may answer again in a minute: another attempt is right
     except RaystyleError as error:
-        storage.write_json(failure_path, {"error": type(error).__name__, "message": str(error)})
+        own = getattr(error, "cause", error)  # of a task that makes rows, Ray passes it on in a class of both kinds
+        storage.write_json(failure_path, {"error": type(own).__name__, "message": str(own)})
         raise
 
 

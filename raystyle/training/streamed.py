@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from raystyle.errors import StorageError, TrainingError
+from raystyle.errors import StorageError
 from raystyle.training.rows import Row
 
 HEAD = 4  # rows waited for at the start, from which isolation is proved
-KEPT = 64  # rows: those that a plateau or a bad step is explained by
+KEPT = 64  # rows at least: those that a plateau is explained by; a bad step, by all of its own
 STEPS_KEPT = 8
 
 
@@ -53,12 +53,13 @@ class Seen:
 
     documents_dir = None  # nothing that was read before is kept
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
         self._rows: collections.OrderedDict[int, tuple[Row, list[str]]] = collections.OrderedDict()
 
     def add(self, place: int, row: Row, sources: list[str]) -> None:
         self._rows[place] = (row, sources)
-        while len(self._rows) > KEPT:
+        while len(self._rows) > self._kept:
             self._rows.popitem(last=False)
 
     def __getitem__(self, number: int) -> Row | None:
@@ -81,20 +82,23 @@ class Seen:
 class Streamed(torch.utils.data.IterableDataset[list[tuple[int, Row | None]]]):
     """One worker's micro-batches as lists of (place, row). The first rows are waited for here.
 
-    `batches` are tables of `corpus.stream.SCHEMA`, each of B rows. Raises `TrainingError` where there is none.
+    `batches` are tables of `corpus.stream.SCHEMA`, each of B rows. Raises `StorageError` where they end too early, or begin
+    elsewhere than at the cursor: what makes them begins anew, from the last checkpoint on.
     """
 
     def __init__(
         self, batches: Iterable[pa.Table], order: StreamOrder, start: int, cursor: tuple[int, int], num_shards: int
     ) -> None:
         self.order, self.start, self.num_shards = order, start, num_shards
-        self.rows = Seen()
+        self.rows = Seen(max(KEPT, order.accumulation * order.per_device_batch))
         self.ends: dict[int, tuple[int, int]] = {}  # by step (from 1): the cursor behind this worker's last row of it
         self._batches = iter(batches)
         first = start * order.accumulation
         # Those that are needed, and as many as the proof asks for.
         count = min(-(-HEAD // order.per_device_batch), len(self) - first)
         self._head = collections.deque(self._next() for _ in range(count))
+        if not self._head:
+            return  # all steps are done, and only the adapter is to be written
         began = self._head[0]["shard"][0].as_py(), self._head[0]["row"][0].as_py()
         # A shard may end at the cursor; then the next one that has rows goes on.
         if order.rank == 0 and began != cursor and (began[0] <= cursor[0] or began[1]):
@@ -125,9 +129,10 @@ class Streamed(torch.utils.data.IterableDataset[list[tuple[int, Row | None]]]):
     def _next(self) -> pa.Table:
         found = next(self._batches, None)
         if found is None or len(found) < self.order.per_device_batch:
-            raise TrainingError(
-                "the stream ended before `max_steps`: far less text is left of the inputs than their size promised\n"
-                "hint: `streamed/` in the run's directory says what was rejected; the same command goes on"
+            # Planned by the inputs' size, it was too short; the next one is planned by what was left of them.
+            raise StorageError(
+                "the stream ended before `max_steps`: far less text is left of the inputs than their size promised; "
+                "`streamed/` in the run's directory says what was rejected"
             )
         return found
 

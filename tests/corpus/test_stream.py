@@ -1,8 +1,10 @@
 """A corpus as a stream: each pass has every input once, in one order, and a shard can be made again."""
 
 import json
+import os
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,9 +55,13 @@ def corpus(tmp_path, tiny_model) -> stream.Stream:
     return stream.Stream(units, 2, 7, rules, prepare.settings_of(config), vocabulary, str(tmp_path / "streamed"))
 
 
+def rows_of(corpus: stream.Stream, shard: int) -> pa.Table:
+    return pa.concat_tables([stream.SCHEMA.empty_table(), *stream.rows_of(corpus, shard)])
+
+
 def test_a_shard_made_again_has_the_same_rows(corpus, tmp_path):
-    first, second = stream.rows_of(corpus, 0), stream.rows_of(corpus, 1)
-    assert stream.rows_of(corpus, 0).equals(first)
+    first, second = rows_of(corpus, 0), rows_of(corpus, 1)
+    assert rows_of(corpus, 0).equals(first)
     assert first["row"].to_pylist() == list(range(len(first))) and set(second["shard"].to_pylist()) == {1}
     assert all(
         sum(lengths) == len(ids) <= 64
@@ -69,18 +75,16 @@ def test_a_shard_made_again_has_the_same_rows(corpus, tmp_path):
 
 def test_the_rows_of_a_pass_are_those_that_prepare_packs(corpus):
     """Every token of the kept text, once."""
-    ids = Counter(
-        token for shard in (0, 1) for row in stream.rows_of(corpus, shard)["input_ids"].to_pylist() for token in row
-    )
+    ids = Counter(token for shard in (0, 1) for row in rows_of(corpus, shard)["input_ids"].to_pylist() for token in row)
     again = Counter(
-        token for shard in (2, 3) for row in stream.rows_of(corpus, shard)["input_ids"].to_pylist() for token in row
+        token for shard in (2, 3) for row in rows_of(corpus, shard)["input_ids"].to_pylist() for token in row
     )
     assert ids == again and sum(ids.values()) > 1000
 
 
 def test_what_became_of_each_input_is_written_once(corpus, tmp_path):
     for shard in range(4):
-        stream.rows_of(corpus, shard)
+        rows_of(corpus, shard)
     assert sorted(path.name for path in (tmp_path / "streamed").iterdir()) == ["shard-00000.json", "shard-00001.json"]
     found = [json.loads(path.read_text()) for path in (tmp_path / "streamed").iterdir()]
     assert sum(len(outcome["inputs"]) for outcome in found) == 5
@@ -93,7 +97,38 @@ def test_a_corpus_that_nothing_is_left_of_is_refused_once_all_of_it_was_read(cor
     (only,) = [unit for unit in corpus.units if unit.source.relpath.endswith("empty.txt")]
     hopeless = corpus._replace(units=[only])
     shards_ = sorted(range(2), key=lambda shard: len(stream.units_of([only], 2, 7, shard)))
-    assert len(stream.rows_of(hopeless, shards_[0])) == 0
+    assert len(rows_of(hopeless, shards_[0])) == 0
     with pytest.raises(DataError, match=r"nothing to train on: streamed .*empty 1") as refused:
-        stream.rows_of(hopeless, shards_[1])
+        rows_of(hopeless, shards_[1])
     assert corpus.outcomes in str(refused.value)
+
+
+def test_a_large_shard_is_packed_in_parts_with_all_of_its_rows(corpus, monkeypatch):
+    """As one that a single compressed file makes."""
+    whole = rows_of(corpus, 0)
+    monkeypatch.setattr(shards.pack_ranges, "__defaults__", (2_000,))
+    parts = list(stream.rows_of(corpus, 0))
+    assert len(parts) == 2 and sum(map(len, parts)) >= len(whole)
+    assert pa.concat_tables(parts)["row"].to_pylist() == list(range(sum(map(len, parts))))
+    tokens = [sorted(token for row in table["input_ids"].to_pylist() for token in row)
+              for table in (whole, pa.concat_tables(parts))]  # fmt: skip
+    assert tokens[0] == tokens[1]
+
+
+def test_an_input_that_changes_under_a_run_is_refused(corpus):
+    """Its rows would be others, and a cursor in them would lead elsewhere."""
+    in_first = {unit.source.location for unit in stream.units_of(corpus.units, 2, 7, 0)}
+    changed = next(unit.source for unit in corpus.units if unit.source.location in in_first)
+    before = rows_of(corpus, 0)
+    with open(changed.location, "rb+") as file:
+        content = file.read()
+        file.seek(0)
+        file.write(content)  # the same bytes, later
+    os.utime(changed.location, ns=(changed.mtime_ns, changed.mtime_ns))
+    assert rows_of(corpus, 0).equals(before)
+    os.utime(changed.location, ns=(changed.mtime_ns, changed.mtime_ns + 1))
+    with pytest.raises(DataError, match="is not what it was when this run began"):
+        rows_of(corpus, 0)
+    os.unlink(changed.location)
+    with pytest.raises(DataError, match=f"{changed.relpath}` is not what it was"):
+        rows_of(corpus, 0)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import shutil
 import threading
 import time
 from typing import Any
@@ -18,14 +19,14 @@ from safetensors.torch import load_file
 from raystyle import flags, pipeline, storage, streaming
 from raystyle.config import TrainConfig
 from raystyle.corpus import shards
-from raystyle.errors import ConfigError
+from raystyle.errors import ConfigError, DataError
 from raystyle.training import checkpoints, loop, metrics, preflight
 from raystyle.training.streamed import Streamed, StreamOrder
 from raystyle.training.trainer import Task, Worker
 
 pytestmark = pytest.mark.e2e
 
-STEPS, EVERY, FILES = 40, 10, 12
+STEPS, EVERY, FILES = 24, 6, 12
 SYLLABLES = "天气阴沉他走出门去看见河水缓流一只船停在岸边没有人说话风从山上吹来"
 
 
@@ -39,7 +40,7 @@ def story(number: int) -> str:
 @pytest.fixture
 def texts(bucket, monkeypatch) -> str:
     """Texts in object storage, several shards of them, and a file that is no text."""
-    monkeypatch.setattr(shards, "PACK_SHARD_BYTES", 3_000)
+    monkeypatch.setattr(shards, "PACK_SHARD_BYTES", 1_500)
     for number in range(FILES):
         storage.write_bytes(f"{bucket}/texts/{number:02d}.txt", story(number).encode())
     storage.write_bytes(f"{bucket}/texts/broken.txt", bytes(range(128, 256)) * 40)
@@ -116,6 +117,11 @@ def test_a_stream_trains_and_a_killed_worker_changes_nothing(ray_local, tiny_mod
     assert result.values("loss") == losses
     assert all(torch.equal(adapter(reference)[name], tensor) for name, tensor in adapter(output).items())
     assert not (output / "prepared").exists()
+    # Killed when only the adapter was still to be written: no more rows are asked for.
+    expected = adapter(reference)
+    shutil.rmtree(reference / "adapter")
+    assert run_alone(config_of(tiny_model, texts, reference)) == losses
+    assert all(torch.equal(expected[name], tensor) for name, tensor in adapter(reference).items())
     told = "\n".join(said)
     assert "13 files" in told and "no duplicates are taken out" in told and "Texts rejected: 1 (" in told
 
@@ -177,3 +183,12 @@ def test_what_a_stream_cannot_do_is_refused_before_anything_starts(tiny_model, t
     with pytest.raises(ConfigError, match="passes over a small corpus"):
         pipeline.train(config, lambda _: None)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_a_corpus_that_nothing_is_left_of_is_one_message(ray_local, bucket, tiny_model, tmp_path):
+    """It is found out by a task of Ray Data, under Ray Train, which would both make it something else."""
+    storage.write_bytes(f"{bucket}/texts/broken.txt", bytes(range(128, 256)) * 40)
+    with pytest.raises(DataError, match="there is nothing to train on: streamed 1 inputs"):
+        pipeline.train(config_of(tiny_model, f"{bucket}/texts", tmp_path / "r"), lambda _: None)
+    assert not (tmp_path / "r" / "failure.json").exists() and not (tmp_path / "r" / "adapter").exists()

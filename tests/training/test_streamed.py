@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from raystyle.errors import StorageError, TrainingError
+from raystyle.errors import StorageError
 from raystyle.training.checkpoints import read_cursor, write_cursor
 from raystyle.training.rows import Order
 from raystyle.training.streamed import Streamed, StreamOrder
@@ -63,9 +63,9 @@ def test_isolation_is_proved_on_several_rows_however_small_a_micro_batch_is():
 
 def test_a_stream_that_ends_early_says_where_to_look():
     stream = Streamed(batches([(0, row) for row in range(7)]), StreamOrder(4, 2, 0, 1, 3), 0, (0, 0), 1)
-    with pytest.raises(TrainingError, match=r"ended before `max_steps`"):
+    with pytest.raises(StorageError, match=r"ended before `max_steps`"):
         list(stream)
-    with pytest.raises(TrainingError, match="ended before"):
+    with pytest.raises(StorageError, match="ended before"):
         Streamed(batches([]), StreamOrder(4, 2, 0, 1, 3), 0, (0, 0), 1)
 
 
@@ -75,3 +75,20 @@ def test_the_rows_seen_last_explain_a_loss():
     assert stream.rows.spread(4) == [136, 137, 138, 139]
     assert stream.rows[0] is None and stream.rows[199] is not None
     assert stream.rows.sources_by_document() == {"a": "a.txt", "b": "199.txt"}
+
+
+def test_a_bad_step_is_explained_by_all_of_its_rows_however_many():
+    stream = Streamed(batches([(0, row) for row in range(200)]), StreamOrder(100, 2, 0, 1, 2), 0, (0, 0), 1)
+    micro_batches = iter(stream)
+    for _ in range(50):  # they are all fetched before the step is judged
+        next(micro_batches)
+    assert all(stream.rows[place] is not None for place in range(100))
+
+
+def test_where_all_steps_are_done_nothing_is_waited_for():
+    def never():
+        raise AssertionError("it was asked for rows")
+        yield
+
+    stream = Streamed(never(), StreamOrder(4, 2, 0, 1, 3), 3, (1, 2), 2)
+    assert list(stream) == [] and stream.epoch(3) == 0
