@@ -126,6 +126,7 @@ def test_a_stream_trains_and_a_killed_worker_changes_nothing(ray_local, tiny_mod
     assert "13 files" in told and "no duplicates are taken out" in told and "Texts rejected: 1 (" in told
 
 
+@pytest.mark.slow
 def test_however_many_workers_there_are_a_step_takes_the_same_rows(ray_local, tiny_model, texts, tmp_path):
     """Ray Data's own split, read by as many threads as there would be workers, at different speeds, and from a cursor on."""
     config = config_of(tiny_model, texts, tmp_path / "r", max_steps=20)
