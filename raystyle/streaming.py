@@ -120,6 +120,6 @@ def _shards_for(corpus: stream.Stream, config: TrainConfig, rows: int, per_shard
     Should it, the next start knows from the outcomes of the first pass what its inputs come to.
     """
     kept = stream.characters_kept(corpus)
-    if kept is not None:
+    if kept:
         per_shard = kept / corpus.num_shards / CHARACTERS_PER_TOKEN / corpus.settings.max_seq_length
     return min(MAX_SHARDS, math.ceil(MARGIN * rows / per_shard) + 2 * min(corpus.num_shards, MAX_SHARDS // 4))

@@ -35,10 +35,13 @@ def test_a_start_plans_by_what_an_earlier_one_found(config):
     corpus, _, rows, per_shard, _ = streaming.dataset_of(config, pipeline.raw_of(config), config.max_steps).args
     first = streaming._shards_for(corpus, config, rows, per_shard)
     assert rows == 400 and 1 < first < 30
-    outcome = {"inputs": [{"characters_kept": 640}], "hits": {}, "rejected": []}
-    storage.write_json(f"{config.output_dir}/streamed/shard-00000.json", outcome)
+    for kept in (0, 640):
+        outcome = {"inputs": [{"characters_kept": kept}], "hits": {}, "rejected": []}
+        storage.write_json(f"{config.output_dir}/streamed/shard-00000.json", outcome)
+        planned = streaming._shards_for(corpus, config, rows, per_shard)
+        assert kept or planned == first
     # 640 characters are at least 320 tokens, which are 5 rows of 64: 80 passes, and a margin.
-    assert streaming._shards_for(corpus, config, rows, per_shard) >= 80 * streaming.MARGIN
+    assert planned >= 80 * streaming.MARGIN
 
 
 def test_so_many_passes_that_preparing_pays_are_refused(config):

@@ -40,7 +40,7 @@ def story(number: int) -> str:
 @pytest.fixture
 def texts(bucket, monkeypatch) -> str:
     """Texts in object storage, several shards of them, and a file that is no text."""
-    monkeypatch.setattr(shards, "PACK_SHARD_BYTES", 1_500)
+    monkeypatch.setattr(shards, "PACK_SHARD_BYTES", 3_000)
     for number in range(FILES):
         storage.write_bytes(f"{bucket}/texts/{number:02d}.txt", story(number).encode())
     storage.write_bytes(f"{bucket}/texts/broken.txt", bytes(range(128, 256)) * 40)
@@ -99,7 +99,7 @@ def test_a_stream_trains_and_a_killed_worker_changes_nothing(ray_local, tiny_mod
         checkpoints.read_cursor(str(reference / "checkpoints" / checkpoints.name_of(step)))
         for step in range(EVERY, STEPS + 1, EVERY)
     ]
-    assert found == sorted(found) and found[-1][0] > 2
+    assert found == sorted(found) and found[-1][0] >= 2
 
     output, killed, said = tmp_path / "b", threading.Event(), list[str]()
 
