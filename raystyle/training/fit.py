@@ -319,8 +319,10 @@ def _explained(error: Any, config: TrainConfig) -> TrainingError:
     failures = getattr(error, "worker_failures", None) or {}
     causes = [getattr(failure, "cause", None) or failure for failure in failures.values()]
     print(str(error), file=sys.stderr)
-    last = str(causes[0] if causes else error).strip().splitlines()
+    lines = str(causes[0] if causes else error).strip().splitlines() or [str(error)]
+    # One of our own stands in a traceback with its hint below it.
+    ours = [line.partition(": ")[2] for line in lines if line.startswith(f"{errors.__name__}.")]
     return TrainingError(
-        f"training failed: {last[-1] if last else error}\n"
+        f"training failed: {[lines[-1], *ours][-1]}\n"
         f"hint: the same command continues from the last checkpoint in {storage.join(config.output_dir, 'checkpoints')}"
     )

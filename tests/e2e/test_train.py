@@ -169,12 +169,14 @@ def together(undisturbed, tiny_model, tiny_prepared, tmp_path_factory):
 
     stage = STAGE | {"lora_path": first}
     runs = [
-        a_run("anew", per_device_train_batch_size=2, gradient_accumulation_steps=2),
+        a_run("anew"),
         a_run("torchrun after Ray", (str(first), STEPS - EVERY)),
         a_run("ddp", **SHORT),
-        *(a_run(way, deepspeed=way, **SHORT) for way in WAYS),
+        *(
+            a_run(f"by {way}", deepspeed=way, **SHORT) for way in WAYS
+        ),  # a folder `zero1` would be taken for a file of settings
         a_run("zero3 after ddp", ("ddp", 3), deepspeed="zero3", **SHORT),
-        a_run("ddp after zero3", ("zero3", 3), **SHORT),
+        a_run("ddp after zero3", ("by zero3", 3), **SHORT),
         a_run("stage", **stage),
         a_run("stage by zero2", ("stage", 4), deepspeed="zero2", **stage),
         a_run("mixtral", model=mixtral, **EXPERTS),
@@ -182,7 +184,7 @@ def together(undisturbed, tiny_model, tiny_prepared, tmp_path_factory):
     (place / "together.py").write_text(TOGETHER)
     launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2", "together.py"]
     done = subprocess.run([*launcher, json.dumps(runs)], capture_output=True, text=True, timeout=900, cwd=place)
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, done.stderr
     return place
 
 
@@ -285,7 +287,7 @@ def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_mo
     assert distance(adapter(output), adapter(reference_output)) < 1e-5
 
 
-@pytest.mark.parametrize("name", [*WAYS, "zero3 after ddp", "ddp after zero3"])
+@pytest.mark.parametrize("name", [*(f"by {way}" for way in WAYS), "zero3 after ddp", "ddp after zero3"])
 def test_every_way_to_share_the_work_gives_the_same_and_continues_the_others(together, name):
     """DDP and ZeRO-1, 2 and 3, with and without offloading, on two workers."""
     expected = told_losses(together / "ddp")

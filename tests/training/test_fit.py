@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from raystyle import adapters, storage
+from raystyle import adapters, flags, storage
+from raystyle.config import TrainConfig
 from raystyle.errors import RunError, StorageError
 from raystyle.training import checkpoints, fit
 
@@ -114,3 +116,18 @@ def test_what_was_measured_afterwards_is_written_with_few_reads(run, monkeypatch
 def test_a_run_without_its_marker_is_not_finished(run):
     (run / "adapter" / adapters.ABOUT).unlink()
     assert not fit.is_finished(str(run / "adapter"), STEPS)
+
+
+@pytest.mark.parametrize(
+    ("trace", "reason"),
+    [
+        ("Traceback\n  File x\nraystyle.errors.StorageError: cannot read `s3://b/x`: denied\nhint: keys", "cannot read `s3://b/x`: denied"),
+        ("Traceback\nValueError: no", "ValueError: no"),
+    ],
+)  # fmt: skip
+def test_of_a_lost_worker_s_traceback_the_reason_is_told(trace, reason):
+    config = flags.from_dict(
+        TrainConfig, {"model_name_or_path": "m", "dataset_path": ["/d"], "output_dir": "/r", "lora_r": 4}
+    )
+    error = SimpleNamespace(worker_failures={0: Exception(trace)})
+    assert str(fit._explained(error, config)).splitlines()[0] == f"training failed: {reason}"
