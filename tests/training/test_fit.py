@@ -126,8 +126,6 @@ def test_a_run_without_its_marker_is_not_finished(run):
     ],
 )  # fmt: skip
 def test_of_a_lost_worker_s_traceback_the_reason_is_told(trace, reason):
-    config = flags.from_dict(
-        TrainConfig, {"model_name_or_path": "m", "dataset_path": ["/d"], "output_dir": "/r", "lora_r": 4}
-    )
+    config = flags.from_dict(TrainConfig, {"model_name_or_path": "m", "dataset_path": ["/d"], "output_dir": "/r"})
     error = SimpleNamespace(worker_failures={0: Exception(trace)})
     assert str(fit._explained(error, config)).splitlines()[0] == f"training failed: {reason}"
