@@ -15,6 +15,11 @@ from raystyle.config import TrainConfig
 from raystyle.flags import parse
 from raystyle.storage import exists, join, read_json
 
+# What of a training's flags its evaluation takes, too.
+SHARED = (
+    "model_name_or_path", "tokenizer_name_or_path", "trust_remote_code", "contrast_path", "eval_style", "eval_timeout_s",
+    "ray_address", "shared_paths",
+)  # fmt: skip
 words = sys.argv[1:]
 deploy = None
 if "--deploy" in words:
@@ -32,8 +37,13 @@ if status == 0 and "--help" not in words and "-h" not in words:
     # text to judge them by.
     judged = join(config.output_dir, "evaluation.json")
     if config.eval_style != "off" and not config.streaming and (not exists(judged) or read_json(judged)["failed"]):
-        flags = ["--model_name_or_path", config.model_name_or_path, "--lora_path", config.output_dir]
-        status = main(["evaluate", *flags, "--eval_style", config.eval_style])
+        evaluated = ["evaluate", "--lora_path", config.output_dir]
+        for name in SHARED:
+            values = getattr(config, name)
+            values = values if isinstance(values, tuple) else (values,)
+            if values not in [(), (None,)]:
+                evaluated += [f"--{name}", *map(str, values)]
+        status = main(evaluated)
 if status == 0 and deploy:
     status = subprocess.run(["serve", "deploy", deploy]).returncode
 sys.exit(status)

@@ -181,7 +181,9 @@ def test_the_network_policy_lets_nobody_else_in():
     own = {"podSelector": policy["podSelector"]}
     for rule in policy["ingress"]:
         assert rule["from"] == [own] or ("ports" in rule and all("podSelector" in peer for peer in rule["from"]))
-    [world] = [rule for rule in policy["egress"] if any("ipBlock" in peer for peer in rule["to"])]
+    [names] = [rule for rule in policy["egress"] if "to" not in rule]
+    assert {port["port"] for port in names["ports"]} == {53}
+    [world] = [rule for rule in policy["egress"] if any("ipBlock" in peer for peer in rule.get("to", ()))]
     assert world["to"][0]["ipBlock"]["except"] == ["169.254.169.254/32"]
     assert {port["port"] for port in world["ports"]} == {443, 6443}
 
@@ -215,6 +217,8 @@ def test_the_service_names_an_application_that_exists(file):
         assert mounted.count(str(Path(settings.api_key_file).parent)) == len(pods(manifest))
         [group] = ray_cluster(manifest)["workerGroupSpecs"]
         assert settings.max_replicas <= group["maxReplicas"]
+        head = ray_cluster(manifest)["headGroupSpec"]["template"]["spec"]["containers"][0]
+        assert {"name": "serve", "containerPort": 8000} in head["ports"]  # or no service would be made for it
 
 
 @pytest.mark.parametrize("path", LAUNCHER, ids=lambda path: path.name)
@@ -229,6 +233,16 @@ def test_launcher_files_pass_rays_own_schema(path):
         if "ray start" in command:
             assert "RAY_AUTH_MODE=token ray start" in command
     assert any("--dashboard-host=127.0.0.1" in command for command in config["head_start_ray_commands"])
+
+
+@pytest.mark.parametrize(("name", "identity"), [("aws", "IamInstanceProfile"), ("gcp", "serviceAccounts")])
+def test_every_kind_of_worker_has_an_identity_that_storage_knows(name, identity):
+    """Ray gives one to the head alone, and the tasks that read and write run on workers."""
+    config = yaml.safe_load((CLUSTER / f"launcher/{name}.yaml").read_text())
+    workers = {kind: made for kind, made in config["available_node_types"].items() if kind != config["head_node_type"]}
+    assert workers
+    for made in workers.values():
+        assert "raystyle-worker" in str(made["node_config"][identity])
 
 
 def test_a_wrong_launcher_file_does_not_pass():

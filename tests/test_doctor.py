@@ -13,7 +13,7 @@ from faults import FaultyProxy
 
 from raystyle.cli import main
 from raystyle.config import DoctorConfig
-from raystyle.doctor import cluster, machine
+from raystyle.doctor import accelerator, cluster, machine
 
 SECRET = "a-token-that-is-long-enough-to-be-one-0123456789"
 
@@ -195,6 +195,26 @@ def test_a_driver_that_is_broken(tmp_path, monkeypatch):
     assert check.status == "fail"
     assert "version mismatch" in check.found
     assert next(machine.accelerator(use_gpu=None)).status == "ok"
+
+
+def test_a_driver_that_hangs(tmp_path, monkeypatch):
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\nexec sleep 30\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(machine, "NVIDIA_SMI_TIMEOUT_S", 0.2)
+    check = next(machine.accelerator(use_gpu=True))
+    assert check.status == "fail" and "a GPU hangs" in check.found
+
+
+def test_an_op_that_asks_for_a_compiler_that_is_not_there():
+    """DeepSpeed's builders raise where CUDA comes without nvcc; that says nothing of torch."""
+
+    class Builder:
+        def is_compatible(self, verbose):
+            raise RuntimeError("CUDA_HOME does not exist")
+
+    assert accelerator._is_compatible(Builder()) is False
 
 
 def test_a_gpu_that_this_torch_cannot_use(tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ LOW_DISK_BYTES = 2 * 335.5e6 * 12
 # What Ray takes of a machine's memory for its object store, in shared memory where that is large enough.
 OBJECT_STORE_SHARE = 0.3
 ACCELERATOR_TIMEOUT_S = 180.0
+NVIDIA_SMI_TIMEOUT_S = 60
 HTTP_TIMEOUT_S = 5.0
 OK: Final = "ok"
 WARN: Final = "warn"
@@ -139,7 +140,10 @@ def _nvidia_smi() -> list[list[str]] | str:
     if shutil.which("nvidia-smi") is None:
         return "no NVIDIA driver (`nvidia-smi` is not there)"
     query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.used,driver_version", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"`nvidia-smi` says nothing for {NVIDIA_SMI_TIMEOUT_S} s: a GPU hangs"
     if done.returncode:
         return f"`nvidia-smi` fails: {' '.join((done.stdout + done.stderr).split())[:200]}"
     rows = [re.split(r",\s*", line) for line in done.stdout.splitlines() if line.strip()]
@@ -149,7 +153,10 @@ def _nvidia_smi() -> list[list[str]] | str:
 def _ask_torch() -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     command = [sys.executable, "-m", "raystyle.doctor.accelerator"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=ACCELERATOR_TIMEOUT_S, env=environment)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ACCELERATOR_TIMEOUT_S, env=environment)
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {ACCELERATOR_TIMEOUT_S} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
