@@ -61,11 +61,20 @@ def rules(config: RulesConfig) -> Iterator[str]:
         yield json.dumps(fields, ensure_ascii=False)
 
 
-def preflight(config: TrainConfig) -> checks.Preflight:
-    """Everything that can be known before training, checked; raw text is prepared last, and `train` uses the same rows."""
-    from raystyle import streaming
+def preflight(config: TrainConfig, is_trained: bool = False) -> checks.Preflight:
+    """Everything that can be known before training, checked; raw text is prepared last, and `train` uses the same rows.
 
-    return checks.preflight(config, _prepare_inside, lambda config: streaming.survey(raw_of(config), config.output_dir))
+    Where the run `is_trained` then, Ray must have what its workers need before hours are spent on preparing.
+    """
+    from raystyle import streaming
+    from raystyle.training import fit
+
+    def prepared(config: TrainConfig) -> str:
+        if is_trained:
+            fit.resources(config)
+        return _prepare_inside(config)
+
+    return checks.preflight(config, prepared, lambda config: streaming.survey(raw_of(config), config.output_dir))
 
 
 def plan(config: PlanConfig) -> str:
@@ -103,7 +112,7 @@ def train(config: TrainConfig, say: Say) -> Any:
     from raystyle import evaluation
     from raystyle.training import fit, report
 
-    checked = preflight(config)
+    checked = preflight(config, is_trained=True)
     config = checked.config  # with what it takes from the adapter that it continues from
     say(planning.describe(checked.plan))
     stream = None

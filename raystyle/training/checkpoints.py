@@ -7,13 +7,13 @@ what makes a directory a checkpoint: one that is missing files, or holds part of
 """
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
 from typing import Any
 
 from raystyle import storage
-from raystyle.errors import StorageError
 from raystyle.training import lora
 
 MARKER = "checkpoint.json"
@@ -121,15 +121,27 @@ def read_cursor(checkpoint: str | None) -> tuple[int, int]:
 
 
 def is_good(uri: str) -> bool:
-    """Whether every file that `checkpoint.json` names is there with its digest."""
-    try:
-        marker = storage.read_json(storage.join(uri, MARKER))
-        return all(
-            hashlib.sha256(storage.read_bytes(storage.join(uri, name))).hexdigest() == digest
-            for name, digest in marker["sha256"].items()
-        )
-    except (StorageError, KeyError, TypeError):
+    """Whether every file that `checkpoint.json` names is there with its digest.
+
+    Raises `StorageError` where storage does not answer, which says nothing of the checkpoint: it might be the newest good one.
+    """
+    if not storage.exists(uri):
         return False
+    present = {storage.basename(file.uri) for file in storage.list_files(uri, hidden=True)}
+    if MARKER not in present:
+        return False
+    try:
+        digests = dict(json.loads(storage.read_bytes(storage.join(uri, MARKER)))["sha256"])
+    except (ValueError, KeyError, TypeError):
+        return False
+    return digests.keys() <= present and all(
+        _sha256(storage.join(uri, name)) == digest for name, digest in digests.items()
+    )
+
+
+def _sha256(uri: str) -> str:
+    with storage.open_input(uri) as file:
+        return storage.sha256(iter(lambda: file.read(storage.CHUNK), b""))
 
 
 def all_steps(checkpoints_dir: str) -> dict[int, str]:
@@ -145,7 +157,7 @@ def all_steps(checkpoints_dir: str) -> dict[int, str]:
 
 
 def last_good(checkpoints_dir: str) -> tuple[str | None, list[str]]:
-    """The newest checkpoint that verifies (None: there is none), and the newer ones that do not."""
+    """The newest checkpoint that verifies (None: there is none), and the newer ones that do not. Raises `StorageError`."""
     torn: list[str] = []
     for _, uri in sorted(all_steps(checkpoints_dir).items(), reverse=True):
         if is_good(uri):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raystyle import storage, tokens
+from raystyle.training import attention
 from raystyle.training.loss import IGNORE
 
 # Held-out text is read to the end, but at most this many blocks of it, evenly spread, are measured.
@@ -54,6 +55,8 @@ def summed_loss(trainer: Any, found: list[Block], rank: int, num_workers: int) -
             "input_ids": ids_T[None],
             "labels": labels_T[None],
             "position_ids": torch.arange(len(ids_T))[None].to(device),
+            # As in training: where attention has a window, it is told so by these alone.
+            **attention.boundaries([len(ids_T)], trainer.run.implementation, device),
         }
         loss = float(trainer.loss_sum(model, inputs))
         if mine:

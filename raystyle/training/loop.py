@@ -138,7 +138,8 @@ def train(task: Task, worker: Worker) -> None:
         shapes = dataclasses.replace(models.shapes_of(base, ""), parameters=in_base)
         model = lora.attach(base, config)
         lora.check_layers(model, task.layer_counts)
-        needs = memory.of(config, shapes, task.manifest["max_seq_length"], trained, bf16, has_liger)
+        length = task.manifest["max_seq_length"]
+        needs = memory.of(config, shapes, length, trained, bf16, has_liger, worker.num_workers)
         device_bytes = torch.cuda.get_device_properties(device).total_memory if task.use_gpu else None
         step = {
             "attention": implementation.removeprefix("raystyle_"),
@@ -158,14 +159,14 @@ def train(task: Task, worker: Worker) -> None:
         else:
             assert rows
             dataset = Placed(rows, order)
-        trainer = PackedTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=dataset,
-            data_collator=lambda batch: flat_batch(batch, config.isolation, implementation),
-            run=Run(config, task, worker, order, tokenizer, implementation, callbacks(config, rank, scratch), step),
-        )
         try:
+            trainer = PackedTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=dataset,
+                data_collator=lambda batch: flat_batch(batch, config.isolation, implementation),
+                run=Run(config, task, worker, order, tokenizer, implementation, callbacks(config, rank, scratch), step),
+            )
             if start is None:
                 continuation.take_weights(config, task.start_digest, model)
                 trainer.train()
@@ -192,7 +193,7 @@ def training_arguments(
 ) -> transformers.TrainingArguments:
     """transformers' arguments: the config's fields by their own names, and what raystyle decides."""
     try:
-        return transformers.TrainingArguments(
+        arguments = transformers.TrainingArguments(
             output_dir=scratch,
             per_device_train_batch_size=config.per_device_train_batch_size,
             gradient_accumulation_steps=accumulation,
@@ -217,6 +218,12 @@ def training_arguments(
             ignore_data_skip=task.stream_shards > 0,  # a stream begins where it is to go on
             **dict(config.training_args),
         )
+        # A worker has one device, though it may see several; and a schedule's own settings are known to it alone.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        probe = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+        kwargs: Any = arguments.lr_scheduler_kwargs
+        transformers.get_scheduler(config.lr_scheduler_type, probe, task.warmup_steps, task.steps, kwargs)
+        return arguments
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"transformers refuses these training arguments: {error}") from error
 

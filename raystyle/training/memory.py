@@ -54,11 +54,17 @@ class Memory:
 
 
 def of(
-    config: TrainConfig, shapes: Shapes, length: int, trainable: int, bf16: bool = True, has_liger: bool = False
+    config: TrainConfig,
+    shapes: Shapes,
+    length: int,
+    trainable: int,
+    bf16: bool = True,
+    has_liger: bool = False,
+    num_workers: int | None = None,
 ) -> Memory:
     """The memory of a step with `per_device_train_batch_size` rows of `length` tokens and `trainable` parameters.
 
-    A little more is needed where LoRA is of a kind that PEFT's own layers compute (DoRA, a 4-bit base).
+    Of a range of workers the fewest count, unless `num_workers` are there.
     """
     tokens = config.per_device_train_batch_size * length
     size = 2 if bf16 else 4
@@ -71,6 +77,13 @@ def of(
     # seven products of rank size.
     norms = 2 * d * size + 2 * d * (size if has_liger else 4)
     layer = norms + 2 * (q + kv) * size + 4 * shapes.num_heads + (3 if has_liger else 4) * ff * size + 7 * rank * size
+    # Where PEFT's own layers compute LoRA, each of the seven keeps its input dropped out, and DoRA two outputs of each.
+    preset = config.deepspeed or ""
+    is_fused = not (config.load_in_4bit or config.use_dora or preset.startswith("zero3"))
+    if not is_fused and config.lora_dropout:
+        layer += (4 * d + q + d + ff) * size
+    if config.use_dora:
+        layer += 2 * (q + 2 * kv + 2 * ff + 2 * d) * size
     products = sum(
         linear.count * linear.in_features * linear.out_features for linear in shapes.linears if not linear.is_head
     )
@@ -79,8 +92,7 @@ def of(
         size * (shapes.parameters - products) + products * 33 // 64 if config.load_in_4bit else size * shapes.parameters
     )
     # DeepSpeed's presets, by what sharding.py says of them; of a file no more is taken for granted than stage 1.
-    preset = config.deepspeed or ""
-    shards = config.max_workers if preset else 1
+    shards = num_workers or config.min_workers if preset else 1
     return Memory(
         base=0 if preset == "zero3_offload" else base // shards if preset == "zero3" else base,
         lora=8 * trainable,

@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -61,7 +62,8 @@ class Rows(torch.utils.data.Dataset[Row | None]):
         self.starts = np.cumsum([0, *(shard["rows"] for shard in manifest["shards"])]).tolist()
         self._files: collections.OrderedDict[int, pq.ParquetFile] = collections.OrderedDict()
         self._blocks: collections.OrderedDict[int, Future[list[Row]]] = collections.OrderedDict()
-        self._reader: ThreadPoolExecutor | None = None  # made where it is used: a loader's process has its own
+        self._reader: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -98,6 +100,11 @@ class Rows(torch.utils.data.Dataset[Row | None]):
             self._block(block)
 
     def _block(self, block: int) -> "Future[list[Row]]":
+        if self._process != os.getpid():
+            # A loader's, forked from one that has begun: that one kept the thread, and they share each file's place.
+            self._process, self._reader = os.getpid(), None
+            self._blocks.clear()
+            self._files.clear()
         known = self._blocks.get(block)
         if known is None or (known.done() and known.exception()):  # what failed is tried again when asked for again
             self._reader = self._reader or ThreadPoolExecutor(1, thread_name_prefix="raystyle-rows")
@@ -122,6 +129,8 @@ class Rows(torch.utils.data.Dataset[Row | None]):
         if shard not in self._files:
             try:
                 self._files[shard] = pq.ParquetFile(storage.open_input(self.shards[shard]))
+            except StorageError:  # it may answer again
+                raise
             except (OSError, ValueError) as error:
                 raise DataError(
                     f"cannot read the prepared rows `{self.shards[shard]}`: {error}\nhint: delete the directory, prepare again"

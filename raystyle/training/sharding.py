@@ -126,7 +126,8 @@ def scatter_optimizer(tensors: dict[str, Any], model: Any, optimizer: Any) -> No
     zero, inner = _unwrapped(optimizer)
     for flat in getattr(zero, _FLAT_3 if _is_stage_3(zero) else _FLAT):
         moments = {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
-        inner.state[flat] = {"step": torch.tensor(float(done)), **moments}
+        # Fused AdamW takes the step from where the weights are, and does not look whether it is there.
+        inner.state[flat] = {"step": torch.tensor(float(done), device=flat.device), **moments}
     if not _is_stage_3(zero):
         zero._lazy_init_hp_params_optimizer_state()
     for name, parameter in model.named_parameters():

@@ -26,6 +26,7 @@ from raystyle.training.rows import Order, Rows, block_lengths
 from raystyle.training.streamed import Batches, Seen, Streamed, StreamOrder
 
 METRICS_INTERVAL_S = 2.0
+METRICS_PAUSE_S = 60.0  # after storage failed to take them
 # The proof takes the heads of this many blocks, from as few rows as hold them.
 PROOF_BLOCKS, PROOF_ROWS, PROOF_TOKENS_PER_BLOCK = 4, 4, 256
 
@@ -240,7 +241,11 @@ class PackedTrainer(transformers.Trainer):
         self.state.epoch = round(self.train_dataset.epoch(self.state.global_step), 6)
         super().log(logs, start_time)
         if now_s - self.metrics_written_s >= METRICS_INTERVAL_S or self.state.global_step >= self.state.max_steps:
-            self.write_metrics()
+            try:
+                self.write_metrics()
+            except StorageError as error:  # the next ones hold these, too, and a checkpoint cannot do without storage
+                print(f"raystyle: {str(error).splitlines()[0]}; training goes on", file=sys.stderr, flush=True)
+                self.metrics_written_s = time.monotonic() + METRICS_PAUSE_S
 
     def record(self, entry: dict[str, Any]) -> None:
         """One more line of metrics.jsonl, at once."""

@@ -76,11 +76,14 @@ def test_a_directory_that_is_no_run(tiny_model, text_file, tmp_path):
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
-def test_more_workers_than_cores(tiny_model, tiny_prepared, tmp_path):
-    words = ["--model_name_or_path", tiny_model, "--dataset_path", tiny_prepared, "--output_dir", tmp_path / "r"]
-    settings = ["--lora_r", 4, "--lora_alpha", 8, "--num_workers", 64, "--use_gpu", "false"]
-    assert "64 workers" in refused("train", *words, *settings, "--gradient_accumulation_steps", 1)
-    assert not (tmp_path / "r").exists()
+def test_more_workers_than_cores(tiny_model, tiny_prepared, text_file, tmp_path):
+    """Raw text is not prepared first."""
+    for data in (tiny_prepared, text_file):
+        words = ["--model_name_or_path", tiny_model, "--dataset_path", data, "--output_dir", tmp_path / "r"]
+        settings = ["--lora_r", 4, "--lora_alpha", 8, "--num_workers", 64, "--use_gpu", "false"]
+        lengths = ["--max_seq_length", 64, "--segment_length", 64, "--gradient_accumulation_steps", 1]
+        assert "64 workers" in refused("train", *words, *settings, *lengths)
+        assert not (tmp_path / "r").exists()
 
 
 def test_rows_longer_than_the_model_are_refused_before_the_text_is_prepared(tiny_model, text_file, tmp_path):

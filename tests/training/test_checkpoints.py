@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from raystyle import flags, storage
 from raystyle.config import Schedule, TrainConfig
 from raystyle.errors import StorageError
-from raystyle.training import checkpoints, lora
+from raystyle.training import checkpoints, loop, lora
 
 
 @pytest.fixture
@@ -161,3 +161,19 @@ def test_an_upload_that_ends_anywhere_leaves_no_checkpoint_that_looks_whole(tmp_
     monkeypatch.setattr(storage, "open_output", original)
     checkpoints.upload(str(tmp_path / "local"), f"{tmp_path}/run/step-00000003")
     assert checkpoints.last_good(f"{tmp_path}/run") == (f"{tmp_path}/run/step-00000003", [])
+
+
+def test_storage_that_does_not_answer_says_nothing_of_a_checkpoint(tmp_path, trained, monkeypatch):
+    """And nothing is deleted: it may be the newest good one."""
+    place = tmp_path / "checkpoints" / checkpoints.name_of(3)
+    save(place, trained)
+    original = storage.open_input
+
+    def fails(uri):
+        raise StorageError(f"cannot read `{uri}`: cannot reach it")
+
+    monkeypatch.setattr(storage, "open_input", fails)
+    with pytest.raises(StorageError, match="cannot reach"):
+        loop.resume_point(str(tmp_path), 0)
+    monkeypatch.setattr(storage, "open_input", original)
+    assert loop.resume_point(str(tmp_path), 0) == str(place)

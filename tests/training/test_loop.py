@@ -8,7 +8,9 @@ import types
 import pytest
 import ray.train
 
-from raystyle.errors import ModelError, StorageError, TrainingError
+from raystyle.config import TrainConfig
+from raystyle.errors import ConfigError, ModelError, StorageError, TrainingError
+from raystyle.flags import from_dict
 from raystyle.models import shapes_of
 from raystyle.training import loop
 from raystyle.training.plan import FAILURE
@@ -76,3 +78,18 @@ def test_a_device_that_is_too_small_is_told_with_the_way_out_and_counted_as_plan
     plan = json.loads((tmp_path / "r" / "plan.json").read_text())
     assert counted[-1] == (plan["base_parameters"], plan["trainable_parameters"])
     assert not (tmp_path / "r" / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kwargs", "is_fine"),
+    [("warmup_stable_decay", {}, False), ("warmup_stable_decay", {"num_decay_steps": 5}, True), ("cosine", {}, True)],
+)
+def test_a_schedule_without_what_it_needs_is_refused_before_the_base_is_loaded(tmp_path, schedule, kwargs, is_fine):
+    needed = {"model_name_or_path": "m", "dataset_path": ["/d"], "output_dir": "/o"}
+    config = from_dict(TrainConfig, needed | {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": kwargs})
+    task = types.SimpleNamespace(warmup_steps=2, steps=20, use_gpu=False, stream_shards=0)
+    if is_fine:
+        assert loop.training_arguments(config, task, 1, str(tmp_path), False).n_gpu <= 1
+    else:
+        with pytest.raises(ConfigError, match="transformers refuses these training arguments"):
+            loop.training_arguments(config, task, 1, str(tmp_path), False)

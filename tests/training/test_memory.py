@@ -41,3 +41,22 @@ def test_a_base_in_4_bits_and_sharded_states_need_less():
     assert spread.base == whole.base // 4
     away = memory.of(config(deepspeed="zero3_offload", num_workers=4), LLAMA_3_8B, 4096, TRAINABLE)
     assert (away.base, away.optimizer) == (0, 0)
+
+
+def test_what_peft_s_own_layers_keep_is_counted():
+    """A dropped-out copy of each layer's input: q, k, v, gate and up have the hidden size, o as much, down the wide one."""
+    kept = {
+        dropout: memory.of(config(load_in_4bit=True, lora_dropout=dropout), LLAMA_3_8B, 4096, TRAINABLE).layer
+        for dropout in (0.0, 0.05)
+    }
+    per_device = config().per_device_train_batch_size
+    assert kept[0.05] - kept[0.0] == (6 * 4096 + 14336) * 2 * 4096 * per_device
+    plain = memory.of(config(), LLAMA_3_8B, 4096, TRAINABLE).layer
+    assert plain == kept[0.0] < kept[0.05] < memory.of(config(use_dora=True), LLAMA_3_8B, 4096, TRAINABLE).layer
+
+
+def test_of_a_range_of_workers_the_fewest_count_until_they_are_there():
+    ranged = config(deepspeed="zero3", num_workers="2..4")
+    whole = memory.of(config(), LLAMA_3_8B, 4096, TRAINABLE).base
+    assert memory.of(ranged, LLAMA_3_8B, 4096, TRAINABLE).base == whole // 2
+    assert memory.of(ranged, LLAMA_3_8B, 4096, TRAINABLE, num_workers=4).base == whole // 4

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -219,3 +220,28 @@ def test_rows_are_read_from_object_storage(small_blocks, uneven, bucket):
     for keys in order:
         for (_, index), (_, row) in zip(keys, placed.__getitems__(keys), strict=True):
             assert row.input_ids.tolist() == ids[index]
+
+
+def test_a_loader_s_processes_read_for_themselves(small_blocks, uneven):
+    """They are forked from one that has begun to read: without its thread, and with its files."""
+    prepared, manifest, _ = uneven
+    rows = Rows(str(prepared), manifest)
+    order = Order(len(rows), 4, 2, 0, 1, 16, seed=1)  # more blocks than are kept
+    expected = [rows[row].input_ids.tolist() for micro in order for _, row in micro if row >= 0]
+    loader = torch.utils.data.DataLoader(
+        Placed(rows, order), batch_sampler=order, collate_fn=list, num_workers=1, timeout=60
+    )
+    found = [row.input_ids.tolist() for batch in loader for _, row in batch if row is not None]
+    assert found == expected
+
+
+def test_storage_that_fails_is_no_damaged_shard(uneven, monkeypatch):
+    """It may answer again: what is raised is worth another attempt."""
+    prepared, manifest, _ = uneven
+
+    def fails(uri):
+        raise StorageError("cannot reach it")
+
+    monkeypatch.setattr(storage, "open_input", fails)
+    with pytest.raises(StorageError, match="cannot reach"):
+        Rows(str(prepared), manifest)[0]
