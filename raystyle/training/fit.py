@@ -21,7 +21,7 @@ from raystyle.training import checkpoints, metrics, validation
 from raystyle.training.follow import followed
 from raystyle.training.metrics import read as read_metrics
 from raystyle.training.plan import FAILURE, STREAM, Plan
-from raystyle.training.preflight import check_same_run, claim, is_finished
+from raystyle.training.preflight import check_same_run, claim, held, is_finished
 
 # Ray Train's patch of `print` shows every line twice where Ray sends workers' output to the driver.
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
@@ -58,18 +58,35 @@ def fit(
     whenever workers start, on the controller.
     Raises `ConfigError` where Ray has too little for the workers, `TrainingError` where they failed for good.
     """
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from raystyle.training.loop import train_worker
-
     check_same_run(config, plan)
     adapter_dir = storage.join(config.output_dir, "adapter")
     if is_finished(adapter_dir, plan.steps):
         return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=True)
     use_gpu, cpus, most = resources(config, stream is not None)
     claim(config, plan)
-    validate = begin_validation() if begin_validation else None
+    with held(config.output_dir):
+        validate = begin_validation() if begin_validation else None
+        return _fit(config, plan, prepared_dir, manifest, layer_counts, validate, stream, use_gpu, cpus, most)
+
+
+def _fit(
+    config: TrainConfig,
+    plan: Plan,
+    prepared_dir: str,
+    manifest: dict[str, Any],
+    layer_counts: dict[str, int],
+    validate: validation.Validate | None,
+    stream: Callable[[], Any] | None,
+    use_gpu: bool,
+    cpus: int,
+    most: int,
+) -> TrainResult:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from raystyle.training.loop import train_worker
+
+    adapter_dir = storage.join(config.output_dir, "adapter")
     node = _place_beside(config, use_gpu, cpus) if validate else None
     validating: dict[str, Any] = {}
     if validate and node:

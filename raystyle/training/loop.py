@@ -15,7 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -305,7 +305,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoints.upload(directory, storage.join(config.output_dir, "checkpoints", checkpoints.name_of(step)))
 
     try:
-        with followed(config.output_dir, task.steps) if rank == 0 else nullcontext():
+        with ExitStack() as stack:
+            if rank == 0:
+                stack.enter_context(preflight.held(config.output_dir))
+                stack.enter_context(followed(config.output_dir, task.steps))
             train(task, Worker(rank, num_workers, hand_over))
     except RaystyleError as error:
         print(f"raystyle: error: {error}", file=sys.stderr)

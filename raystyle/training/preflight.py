@@ -4,8 +4,9 @@ What can be refused is refused before anything is written: a tokenizer or model 
 match nothing, rows made with another tokenizer, a directory that is another run's.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from raystyle import adapters, models, storage, tokens
@@ -117,6 +118,21 @@ def claim(config: TrainConfig, plan: planning.Plan) -> None:
     """Make `output_dir` this run's. `plan.json` comes first: it is what makes a directory a run."""
     storage.write_json(storage.join(config.output_dir, "plan.json"), dataclasses.asdict(plan))
     storage.write_json(storage.join(config.output_dir, "config.json"), to_dict(config))
+
+
+@contextlib.contextmanager
+def held(output_dir: str) -> Iterator[None]:
+    """Keep others from training in a claimed directory: two would take each other's half-written checkpoints for torn ones.
+
+    The hold goes with the process, however it ends. Object storage has none: there it is up to whoever submits a run twice.
+    """
+    lock = storage.join(output_dir, ".lock")
+    with storage.locked(lock):
+        try:
+            yield
+        finally:
+            if not storage.is_remote(lock):
+                storage.delete(lock)
 
 
 def is_finished(adapter_dir: str, steps: int) -> bool:

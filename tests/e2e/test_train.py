@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 from raystyle import flags, pipeline
 from raystyle.config import TrainConfig
-from raystyle.errors import ConfigError, RunError, TrainingError
-from raystyle.training import checkpoints, loop, metrics
+from raystyle.errors import ConfigError, RunError, StorageError, TrainingError
+from raystyle.training import checkpoints, loop, metrics, preflight
 
 pytestmark = pytest.mark.e2e
 
@@ -226,6 +226,17 @@ def test_an_identical_command_does_nothing_more(undisturbed, tiny_model, tiny_pr
     again = run(tiny_model, tiny_prepared, output)
     assert again.unchanged
     assert (output / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_that_goes_on_elsewhere_is_left_alone(ray_local, tiny_model, tiny_prepared, tmp_path):
+    """Under Ray and without: a second command would delete what the first one uploads."""
+    given = words(tiny_model, tiny_prepared, tmp_path / "r")
+    with preflight.held(str(tmp_path / "r")):
+        with pytest.raises(StorageError, match="another process is writing below"):
+            pipeline.train(flags.parse(TrainConfig, given), lambda _: None)
+        AcceleratorState._reset_state()
+        assert loop.main(given) == 2
+    assert not (tmp_path / "r" / ".lock").exists() and not (tmp_path / "r" / "adapter").exists()
 
 
 def test_another_run_s_directory_is_refused_naming_what_differs(undisturbed, tiny_model, tiny_prepared):
