@@ -199,14 +199,18 @@ class _Batch:
         for rule in self.rules.rules:
             if not rule.outnumbers:
                 continue
-            pairs: dict[str, str | int | None] = {
+            # By the pattern, which knows words that are rightly written with an odd character.
+            odd_ones = rule.pattern.finditer(text) if any(odd in text for odd, _ in rule.table) else ()
+            counts = Counter(hit.group() for hit in odd_ones)
+            pairs = {
                 odd: usual
                 for odd, usual in rule.table
-                if odd in text and (count := text.count(odd)) >= MIN_OUTNUMBERING and count > text.count(usual)
+                if counts[odd] >= MIN_OUTNUMBERING and counts[odd] > text.count(usual)
             }
             for m in range(first, last) if pairs else ():
                 if any(odd in self.text(m) for odd in pairs):
-                    self._rewrite(m, self.text(m).translate(str.maketrans(pairs)), rule.name)
+                    wanted = rule.pattern.compiled.sub(lambda hit: pairs.get(hit.group(), hit.group()), self.text(m))  # noqa: B023
+                    self._rewrite(m, wanted, rule.name)
         for index, line in simplified_lines(text, map(self.text, range(first, last)), to_simplified):
             self._rewrite(first + index, line, TO_SIMPLIFIED)
 

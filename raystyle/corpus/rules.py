@@ -21,7 +21,7 @@ A pack is a mapping:
         interrupts: true               # optional: a line that this rule takes whole may stand inside a sentence, whose
                                        # halves are then joined
         replace: '…'                   # rewrite only: a template, or `table: {'&quot;': '"'}` by what was matched
-        outnumbers: true               # with a table: only in a work where the key stands more often than its replacement
+        outnumbers: true               # with a table: only in a work where its hits outnumber the replacement
         enabled: false                 # optional; off unless asked for by name
         examples: {match: [第一章], keep: [第一章读完了。]}
 

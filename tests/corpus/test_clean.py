@@ -253,6 +253,14 @@ def test_odd_characters_are_put_right_only_where_they_outnumber_the_usual_ones()
     assert clean("他的脸色很淡。\n" * 7 + text, rules)[0].text.count("澹") == 6
 
 
+def test_an_odd_character_in_a_word_of_its_own_stays() -> None:
+    """A name that is written with an odd character neither counts as one nor is rewritten."""
+    names = "澹台明月到了勐海，神情恬澹，山上种着桉树。\n" * 9
+    assert clean(names + "他的脸色很淡。\n他勐然回头。\n", RULES)[0].text == names + "他的脸色很淡。\n他勐然回头。"
+    cleaned = clean(names + "他勐然回头。\n" * 6, RULES)[0].text
+    assert cleaned == names + "\n".join(["他猛然回头。"] * 6)
+
+
 def test_traditional_lines_of_a_simplified_work_are_simplified() -> None:
     simplified, traditional = "他们说这个时候还没有人来过这里。", "他們說這個時候還沒有人來過這裡。"
     text = "\n".join([simplified] * 20 + [traditional])
