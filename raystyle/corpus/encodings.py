@@ -16,6 +16,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
+from raystyle.corpus.literals import code_points
+
 # Everyday characters of vernacular and classical Chinese in both scripts, and punctuation.
 EVERYDAY = frozenset(
     "的一是不了在人有我他这個个们們中来來上大为為和国國地到以说說时時要就出会會可也你对對生能而子那得于於着著下自之年过過发發后後作里裡"
@@ -27,6 +31,8 @@ EVERYDAY = frozenset(
     "让讓像便却卻呢吧吗嗎啊呀哦嗯爱愛怕眼白黑红紅青清空城村路车車父母亲親孩妈媽爸哥弟姐妹先师師友敌敵"
     "\u3000，。、；：？！“”‘’「」『』《》（）—…·【】"
 )
+_IS_EVERYDAY = np.zeros(0x10000, bool)
+_IS_EVERYDAY[list(map(ord, EVERYDAY))] = True
 _EVERYDAY_OR_ASCII = EVERYDAY | set("\t\n\r") | set(map(chr, range(0x20, 0x7F)))
 SAMPLE_CHARS = 50_000
 # Below this a text of some length is no Chinese in that encoding: another language, a binary.
@@ -53,6 +59,8 @@ _BOMS = [
 # What users call them, and the superset that is meant.
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "cp950", "utf-8-sig": "utf-8"}
 _BLOCK = 1 << 16
+# Characters of a stretch that is judged by itself, some twenty lines; it has to have so many beyond ASCII.
+_STRETCH, _MIN_STRETCH = 512, 32
 # Three Chinese characters of UTF-8 in a row. Text in GB2312 has next to no bytes of 80-A0, all UTF-8 has.
 _UTF8_RUN = re.compile(rb"[\xe3-\xe9\xef][\x80-\xbf][\x80-\xbf]" * 3)
 _NOT_GB2312 = bytes(range(0x80, 0xA1))
@@ -218,36 +226,58 @@ def _has_strangers(data: bytes, text: str) -> bool:
     """Whether lines of another encoding hide in a legacy text that decodes: runs of UTF-8, parts that are no Chinese."""
     if any(_has_utf8(data[start : start + _BLOCK + 16]) for start in range(0, len(data), _BLOCK)):
         return True
-    return any(_is_foreign(text[start : start + _BLOCK // 2]) for start in range(0, len(text), _BLOCK // 2))
+    return any(_has_foreign(text[start : start + _BLOCK]) for start in range(0, len(text), _BLOCK))
 
 
 def _has_utf8(block: bytes) -> bool:
     return len(block.translate(None, _NOT_GB2312)) < len(block) and _UTF8_RUN.search(block) is not None
 
 
-def _is_foreign(text: str) -> bool:
-    hits, beyond = _votes(text[:: max(1, len(text) // 128)])
-    return beyond >= 32 and hits < MIN_SCORE * beyond
+def _has_foreign(text: str) -> bool:
+    """Whether some stretch of a text is no Chinese."""
+    codes = code_points(text)
+    starts = np.arange(0, len(codes), _STRETCH)
+    hits = np.add.reduceat(_IS_EVERYDAY.take(codes, mode="clip"), starts, dtype=np.int32)
+    beyond = np.add.reduceat(codes >= 0x80, starts, dtype=np.int32)
+    return bool(np.any((beyond >= _MIN_STRETCH) & (hits < MIN_SCORE * beyond)))
+
+
+def _other_encoding(stretch: bytes, codec: str) -> str | None:
+    """The encoding that reads as Chinese what the file's own does not; None where there is none."""
+    hits, beyond = _votes(stretch.decode(codec, "replace"))
+    if beyond < _MIN_STRETCH or hits >= MIN_SCORE * beyond:
+        return None
+    best, best_share = None, MIN_LINE_SCORE
+    for other in ("utf-8", "gb18030", "cp950"):
+        hits, beyond = _votes(stretch.decode(other, "replace"))
+        if other != codec and hits > best_share * beyond:
+            best, best_share = other, hits / beyond
+    return best
 
 
 def _by_lines(data: bytes, codec: str, name: str, confidence: float) -> Decoded:
-    """Decode block by block, and line by line the blocks that `codec` does not read or where something else hides."""
+    """Decode stretch by stretch, and line by line those that `codec` does not read or where something else hides.
+
+    Bytes of Big5 are mostly valid GB18030, so where a stretch reads as Chinese in another encoding only, that is its
+    lines' encoding, and the lines beside it are asked in which of the two they read better.
+    """
     pieces: list[str] = []
     used = {codec: None}
     bad = _Bad(data, codec)
-    for start, end in _blocks(data):
-        block = data[start:end]
-        foreign = False
+    stretches = list(_blocks(data, _BLOCK if codec == "utf-8" else 2 * _STRETCH))
+    others = [None if codec == "utf-8" else _other_encoding(data[start:end], codec) for start, end in stretches]
+    for index, (start, end) in enumerate(stretches):
+        stretch = data[start:end]
+        foreign = any(others[max(0, index - 1) : index + 2])
         try:
-            text = block.decode(codec)
-            foreign = codec != "utf-8" and _is_foreign(text)
-            if codec == "utf-8" or not (foreign or _has_utf8(block)):
+            text = stretch.decode(codec)
+            if codec == "utf-8" or not (foreign or _has_utf8(stretch)):
                 pieces.append(text)
                 continue
         except UnicodeDecodeError:
             pass
-        for line in block.splitlines(keepends=True):
-            reading = _read_line(line, codec, foreign)
+        for line in stretch.splitlines(keepends=True):
+            reading = _read_line(line, others[index] or codec, foreign)
             if reading:
                 used.setdefault(reading[1])
                 pieces.append(reading[0])
@@ -258,10 +288,12 @@ def _by_lines(data: bytes, codec: str, name: str, confidence: float) -> Decoded:
     return Decoded("".join(pieces), " + ".join([name, *list(used)[1:]]), confidence, bad.lines)
 
 
-def _blocks(data: bytes) -> Iterator[tuple[int, int]]:
+def _blocks(data: bytes, size: int) -> Iterator[tuple[int, int]]:
+    """Where blocks of about `size` bytes begin and end, each with the end of a line."""
+    line_end = b"\n" if b"\n" in data else b"\r"
     start = 0
     while start < len(data):
-        end = data.find(b"\n", start + _BLOCK) + 1 or len(data)
+        end = data.find(line_end, start + size) + 1 or len(data)
         yield start, end
         start = end
 
