@@ -41,6 +41,8 @@ MIN_SCORE, MIN_SCORED_CHARS = 0.08, 10
 SURE_SCORE = 0.5
 # A line in another encoding than its file's has to have this share of everyday characters, and two of them.
 MIN_LINE_SCORE, MIN_LINE_HITS = 0.2, 2
+# A record is in another encoding than its file's beginning if so many more of its characters are everyday ones there.
+MIN_MORE_HITS = 3
 # UTF-16 without a mark, where ASCII counts as everyday too.
 MIN_WIDE_SCORE = 0.4
 # Bad lines may be this share of the lines and of the bytes; a single one always may, up to a tenth of the bytes.
@@ -65,6 +67,7 @@ _STRETCH, _MIN_STRETCH = 512, 32
 _UTF8_RUN = re.compile(rb"[\xe3-\xe9\xef][\x80-\xbf][\x80-\xbf]" * 3)
 _NOT_GB2312 = bytes(range(0x80, 0xA1))
 _LINE_END = re.compile("(\r\n|\r|\n)")
+_WIDE_CHARACTER = re.compile("[\u2e80-\uffef\U00010000-\U0010ffff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -102,6 +105,39 @@ def decode(data: bytes, encoding: str | None = None) -> Decoded:
     if not decoded.text:
         raise Unreadable("empty", f"{len(data)} bytes, but no character")
     return decoded
+
+
+def legacy_encoding(head: bytes) -> str | None:
+    """The encoding, GB18030 or Big5, that the beginning of a file reads as Chinese in; None where it is UTF-8 or neither."""
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        try:
+            codec, confidence = _contest(head, error.start)
+        except Unreadable:
+            return None
+        return codec if codec in _SUPERSETS.values() and codec != "utf-8" and confidence >= SURE_SCORE else None
+    return None
+
+
+def decode_record(data: bytes, likely: str | None) -> Decoded:
+    """A record's text. A few characters do not say which encoding they are in: then `likely`, that of the file's
+    beginning, decides, with a confidence of 0. Raises `Unreadable`."""
+    if likely is None:
+        return decode(data)
+    try:
+        own = Decoded(data.decode(likely), likely, 0.0, [])
+    except UnicodeDecodeError:
+        return decode(data)
+    try:
+        found = decode(data)
+    except Unreadable as refusal:
+        if refusal.reason != "undecodable":
+            raise
+        return own
+    if found.encoding == likely or _votes(found.text)[0] >= _votes(own.text)[0] + MIN_MORE_HITS:
+        return found
+    return own
 
 
 def everyday_share(text: str) -> float:
@@ -193,8 +229,9 @@ def _contest(data: bytes, first_bad: int) -> tuple[str, float]:
         for codec in ("utf-8", "gb18030", "cp950"):
             hits, beyond = _votes(sample.decode(codec, "replace"))
             scores.append((hits / max(1, beyond), hits, beyond, codec))
-    # Of equals the first: `max` keeps it.
-    share, hits, beyond, codec = max(scores, key=lambda score: score[0])
+    # Of equals the first, but for UTF-8 that has no character of Chinese at all: a word or a name in another encoding.
+    utf8 = (b"\0" not in data) and _WIDE_CHARACTER.search(sample.decode("utf-8", "ignore"))
+    share, hits, beyond, codec = max(scores, key=lambda score: (score[0], score[3] != "utf-8" or bool(utf8)))
     if codec not in _WIDE and share < MIN_SCORE and beyond >= MIN_SCORED_CHARS:
         detail = f"not UTF-8 (byte {first_bad}), and read as {codec} it is no Chinese ({share:.0%} everyday characters)"
         raise Unreadable("undecodable", detail + "; name its `encoding` if it is text")

@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import Any, NamedTuple, cast
 
 from raystyle.corpus import containers
-from raystyle.corpus.encodings import Decoded, Unreadable, decode
+from raystyle.corpus.encodings import Decoded, Unreadable, decode, decode_record, legacy_encoding
 from raystyle.corpus.epub import read_epub
 from raystyle.corpus.sources import UNIT_BYTES, Kind, Rejection, Source, Text, Unit, kind_of, unify_line_ends
 
@@ -76,6 +76,12 @@ class _Place(NamedTuple):
     in_zip: bool
     options: Options
     reading: Reading
+    # The legacy encoding that a JSONL begins in.
+    likely: str | None = None
+
+    def beginning(self, head: bytes) -> "_Place":
+        """The place, where the file begins so: the same for each range of it."""
+        return self._replace(likely=legacy_encoding(head) if self.options.encoding is None else None)
 
 
 def _read(unit: Unit, options: Options, reading: Reading) -> Iterator[Text | Rejection]:
@@ -91,7 +97,7 @@ def _read(unit: Unit, options: Options, reading: Reading) -> Iterator[Text | Rej
                 yield from _parquet(file, place, range(unit.start, unit.end))
                 return
             if not containers.looks_like(head) and not _is_wide(head):
-                yield from _jsonl_range(file, unit, place)
+                yield from _jsonl_range(file, unit, place.beginning(head))
                 return
             if unit.start:
                 return  # not what its name says: the first range reads all of it
@@ -161,7 +167,7 @@ def _textual(stream: io.BufferedReader, head: bytes, place: _Place) -> Iterator[
     if kind == "json" and _is_jsonl(head):
         kind = "jsonl"
     if kind == "jsonl" and not _is_wide(head):
-        yield from _jsonl(stream, 0, None, place)
+        yield from _jsonl(stream, 0, None, place.beginning(head))
         return
     if kind is None and _PAGE_START.match(head):
         raise Unreadable("unsupported", "looks like an HTML or XML page")
@@ -287,7 +293,7 @@ def _jsonl(
 
 
 def _line(line: bytes, record: str, place: _Place) -> Iterator[Text | Rejection]:
-    """A line's record. Each line is decoded for itself, so that it is the same in whichever range it is read."""
+    """A line's record. Each line is decoded by itself and the file's beginning, so it is the same in whichever range."""
     try:
         if not line.strip():
             return
@@ -296,7 +302,10 @@ def _line(line: bytes, record: str, place: _Place) -> Iterator[Text | Rejection]
             text = line.decode("utf-8") if encoding is None else None
         except UnicodeDecodeError:
             text = None
-        found = decode(line, encoding) if text is None else Decoded(text, "utf-8", 1.0, [])
+        if text is not None:
+            found = Decoded(text, "utf-8", 1.0, [])
+        else:
+            found = decode(line, encoding) if encoding else decode_record(line, place.likely)
         if found.bad_lines:
             raise Unreadable("undecodable", f"bytes that are no {found.encoding}: {found.bad_lines[0][1][:100]}")
         place.reading.decoded(found, len(line))
@@ -351,7 +360,7 @@ def _json(data: bytes, text: str, place: _Place) -> Iterator[Text | Rejection]:
         value = _parsed(text)
     except Unreadable as refusal:
         if refusal.detail.startswith("Extra data"):
-            yield from _jsonl(io.BufferedReader(io.BytesIO(data)), 0, None, place)
+            yield from _jsonl(io.BufferedReader(io.BytesIO(data)), 0, None, place.beginning(data[: containers.HEAD]))
             return
         raise
     if isinstance(value, dict):

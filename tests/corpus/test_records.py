@@ -187,6 +187,26 @@ def test_ranges_of_a_jsonl_are_the_whole(tmp_path_factory: pytest.TempPathFactor
     assert len(whole.texts) == 3 and whole.reading.encoding == "utf-8 + gb18030"
 
 
+@pytest.mark.parametrize("encoding", ["gb18030", "cp950"])
+def test_short_records_are_in_their_files_encoding(
+    read: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str
+) -> None:
+    """A name or a laugh has no everyday character, and two characters may be everyday in the wrong encoding."""
+    short = ["哈哈哈哈", "喔喔喔", "炎帝", "嘻嘻", "哈" * 40, "林黛玉、薛寶釵" if encoding == "cp950" else "萧炎、药老", "轟"]
+    texts = [f"第{i}則：今天我看見一個人，他在這裡說了。" for i in range(9)] + short * 3
+    data = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode(encoding)
+    found = read("a.jsonl", data)
+    assert [t.text for t in found.texts] == texts and not found.rejected and found.reading.encoding == encoding
+    monkeypatch.setattr(sources_module, "UNIT_BYTES", 200)
+    units = plan_units(list_sources([str(tmp_path / "a.jsonl")])[0])
+    assert len(units) > 3 and [item for unit in units for item in outcome(unit)] == list(found)
+
+
+def test_a_short_record_alone_is_no_damaged_utf8(read: Callable[..., Outcome]) -> None:
+    for text in ("哈哈哈哈", "萧炎"):
+        assert [t.text for t in read("a.jsonl", f'{{"text":"{text}"}}'.encode("gb18030")).texts] == [text]
+
+
 def test_ranges_are_hashed_once(read: Callable[..., Outcome], tmp_path: Path) -> None:
     read("a.jsonl", JSONL)
     (source,) = list_sources([str(tmp_path / "a.jsonl")])[0]
