@@ -19,7 +19,10 @@ from raystyle.corpus.epub import read_epub
 from raystyle.corpus.sources import UNIT_BYTES, Kind, Rejection, Source, Text, Unit, kind_of, unify_line_ends
 
 _WAY_OUT = "split it, or raise `--max_source_bytes`"
-_BATCH_BYTES, _BATCH_ROWS = 16 << 20, 1024
+# Of Parquet: what a batch of rows aims at, and how much longer the next one may be.
+_BATCH_BYTES, _BATCH_ROWS, _GROWTH = 16 << 20, 1024, 4
+# A batch has no more rows than make this many bytes if each is as long as its whole row group; but always so many rows.
+_MOST_BYTES, _FEWEST_ROWS = 1 << 30, 32
 _JSON_START = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*[{"]|\{\s*")')
 _PAGE_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|!doctype|html)", re.IGNORECASE)
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -420,12 +423,15 @@ def _parquet(file: Any, place: _Place, groups: range | None) -> Iterator[Text | 
 
 
 def _batches(parquet: Any, group: int, columns: list[str]) -> Iterator[list[tuple[Any, Any]]]:
-    """The (text, title) scalars of a row group, about 16 MB at a time."""
+    """The (text, title) scalars of a row group, about 16 MB at a time.
+
+    What a file says of its size says little: equal rows are stored once, in a dictionary. So batches begin with one row,
+    and grow as their size in memory allows; were all later rows the longest there can be, they stay below a cap.
+    """
     with containers.damage("row group"):
-        metadata = parquet.metadata.row_group(group)
-        per_row = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
-        size = min(_BATCH_ROWS, max(1, _BATCH_BYTES // per_row))
-        batches = parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+        most = min(_BATCH_ROWS, max(_FEWEST_ROWS, _MOST_BYTES // max(1, parquet.metadata.row_group(group).total_byte_size)))
+        batches = parquet.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
+    per_row = 1
     while True:
         with containers.damage("row group"):
             batch = next(batches, None)
@@ -434,6 +440,8 @@ def _batches(parquet: Any, group: int, columns: list[str]) -> Iterator[list[tupl
             texts = batch.column(columns[0])
             titles = batch.column(columns[1]) if len(columns) > 1 else [None] * len(texts)
             pairs = list(zip(texts, titles, strict=True))
+            per_row = max(per_row, batch.nbytes // max(1, len(batch)))
+            parquet.reader.set_batch_size(max(1, min(most, _GROWTH * len(batch), _BATCH_BYTES // per_row)))
         yield pairs
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystyle import storage
-from raystyle.corpus import containers
+from raystyle.corpus import containers, records
 from raystyle.corpus import sources as sources_module
 from raystyle.corpus.encodings import Unreadable
 from raystyle.corpus.records import Reading, read_unit
@@ -265,6 +265,29 @@ def test_a_parquet_without_the_column_says_which_it_has(read: Callable[..., Outc
         "no_text", "no column `body`; the columns are `text`, `name`"
     )  # fmt: skip
     assert refusal(read, "a.parquet", parquet([{"text": 1}])) == ("no_text", "column `text` holds int64, not strings")
+
+
+def test_rows_that_are_stored_once_are_not_unpacked_all_together(tmp_path: Path) -> None:
+    """A file of a few KB says that its rows are short."""
+    text = "他走到门前，又站住了。" * 2000
+    for rows in ([text] * 1024, ["一"] * 2000 + [text] * 1024):
+        pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet")
+        assert (tmp_path / "a.parquet").stat().st_size < 30_000
+        (source,) = list_sources([str(tmp_path / "a.parquet")])[0]
+        before, most, count = pa.total_allocated_bytes(), 0, 0
+        for item in read_unit(Unit(source), text_column="text", title_column=None, encoding=None, max_bytes=1 << 20).texts:
+            assert isinstance(item, Text) and item.text == rows[count]
+            count += 1
+            most = max(most, pa.total_allocated_bytes() - before)
+        assert count == len(rows)
+        assert most < (24 << 20 if len(rows) == 1024 else 80 << 20)
+
+
+def test_batches_of_rows_grow() -> None:
+    """What pyarrow does with a size that is set between two batches is nowhere promised."""
+    file = pq.ParquetFile(io.BytesIO(parquet([{"text": f"第{i}行"} for i in range(3000)], 3000)))
+    sizes = [len(batch) for batch in records._batches(file, 0, ["text"])]
+    assert sizes[:6] == [1, 4, 16, 64, 256, 1024] and sum(sizes) == 3000
 
 
 def test_a_damaged_row_group_costs_itself(read: Callable[..., Outcome]) -> None:
