@@ -265,7 +265,9 @@ class _Lines(HTMLParser):
 
     def _end_page(self) -> None:
         if self._left_out and self._unseen:
-            self._losses.append(f"`<{self._left_out[0]}>` has no end: the {self._unseen:,} characters after it are left out")
+            self._losses.append(
+                f"`<{self._left_out[0]}>` has no end: the {self._unseen:,} characters after it are left out"
+            )
         self._left_out.clear()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

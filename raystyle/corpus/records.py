@@ -429,7 +429,9 @@ def _batches(parquet: Any, group: int, columns: list[str]) -> Iterator[list[tupl
     and grow as their size in memory allows; were all later rows the longest there can be, they stay below a cap.
     """
     with containers.damage("row group"):
-        most = min(_BATCH_ROWS, max(_FEWEST_ROWS, _MOST_BYTES // max(1, parquet.metadata.row_group(group).total_byte_size)))
+        most = min(
+            _BATCH_ROWS, max(_FEWEST_ROWS, _MOST_BYTES // max(1, parquet.metadata.row_group(group).total_byte_size))
+        )
         batches = parquet.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
     per_row = 1
     while True:

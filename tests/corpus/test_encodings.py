@@ -175,7 +175,9 @@ def test_a_part_in_another_encoding_is_read_in_it(own: str, other: str, lines: i
 
 def test_laughter_and_lists_are_no_other_encoding() -> None:
     """Stretches without everyday characters stay what they are where no other encoding reads them."""
-    odd = "\n".join(["哈哈哈哈哈哈哈哈！", "嘻嘻嘿嘿呵呵呵呵", "☆☆☆☆☆☆☆☆", "ＡＢＣＤＥＦＧ", "萧炎、萧薰儿、纳兰嫣然"] * 200)
+    odd = "\n".join(
+        ["哈哈哈哈哈哈哈哈！", "嘻嘻嘿嘿呵呵呵呵", "☆☆☆☆☆☆☆☆", "ＡＢＣＤＥＦＧ", "萧炎、萧薰儿、纳兰嫣然"] * 200
+    )
     for text in (f"{NOVEL}\n{odd}\n{NOVEL}", f"{NOVEL}\n{odd}"):
         assert decode(text.encode("gb18030"))[:2] == (text, "gb18030")
 
