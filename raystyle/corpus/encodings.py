@@ -33,6 +33,7 @@ EVERYDAY = frozenset(
 )
 _IS_EVERYDAY = np.zeros(0x10000, bool)
 _IS_EVERYDAY[list(map(ord, EVERYDAY))] = True
+_EVERYDAY_HAN = frozenset(char for char in EVERYDAY if "\u4e00" <= char <= "\u9fff")
 _EVERYDAY_OR_ASCII = EVERYDAY | set("\t\n\r") | set(map(chr, range(0x20, 0x7F)))
 SAMPLE_CHARS = 50_000
 # Below this a text of some length is no Chinese in that encoding: another language, a binary.
@@ -151,6 +152,11 @@ def _votes(text: str) -> tuple[int, int]:
     if text.isascii():
         return 0, 0
     return sum(map(EVERYDAY.__contains__, text)), len(text) - len(text.encode("ascii", "ignore"))
+
+
+def _han_votes(text: str) -> tuple[int, int]:
+    """Votes without punctuation: a row of stars in Big5 is a row of brackets in GB18030."""
+    return sum(map(_EVERYDAY_HAN.__contains__, text)), _votes(text)[1]
 
 
 def _named(data: bytes, encoding: str) -> Decoded:
@@ -286,7 +292,7 @@ def _other_encoding(stretch: bytes, codec: str) -> str | None:
         return None
     best, best_share = None, MIN_LINE_SCORE
     for other in ("utf-8", "gb18030", "cp950"):
-        hits, beyond = _votes(stretch.decode(other, "replace"))
+        hits, beyond = _han_votes(stretch.decode(other, "replace"))
         if other != codec and hits > best_share * beyond:
             best, best_share = other, hits / beyond
     return best

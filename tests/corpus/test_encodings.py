@@ -180,6 +180,13 @@ def test_laughter_and_lists_are_no_other_encoding() -> None:
     )
     for text in (f"{NOVEL}\n{odd}\n{NOVEL}", f"{NOVEL}\n{odd}"):
         assert decode(text.encode("gb18030"))[:2] == (text, "gb18030")
+    text = "\n".join([OLD_NOVEL, *["☆☆☆☆☆☆☆☆", "①②③④⑤", "ＡＢＣＤＥ", "哈哈哈哈", "αβγδ", "┌──┐"] * 50, OLD_NOVEL])
+    text = "".join(char for char in text if encodes(char, "cp950"))
+    assert decode(text.encode("cp950"))[:2] == (text, "cp950")
+
+
+def encodes(char: str, encoding: str) -> bool:
+    return bool(char.encode(encoding, "ignore"))
 
 
 def test_more_than_a_trace_of_damage_is_refused() -> None:
