@@ -10,6 +10,7 @@ limit, a 5xx, an answer cut short. What will not pass, as a missing bucket or wr
 """
 
 import fcntl
+import fnmatch
 import glob
 import hashlib
 import io
@@ -316,9 +317,14 @@ def _match(pattern: str, suffixes: tuple[str, ...], hidden: bool) -> list[File]:
 
 def _translate(pattern: str) -> str:
     """A glob as a regular expression (`glob.translate` comes with Python 3.13)."""
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[(?:!.|[^!/])[^\]/]*\])", pattern)
     meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(meaning.get(p) or (p if p.startswith("[") and len(p) > 2 else re.escape(p)) for p in pieces)
+    return "".join(meaning.get(p) or (_class(p) if p.startswith("[") and len(p) > 2 else re.escape(p)) for p in pieces)
+
+
+def _class(written: str) -> str:
+    """A `[…]` of a glob. In a regular expression `^` negates it, not `!`; and nothing but a `/` matches a `/`."""
+    return "(?!/)" + fnmatch.translate(written).removeprefix("(?s:").removesuffix(r")\Z")
 
 
 def read_bytes(uri: str) -> bytes:

@@ -3,6 +3,7 @@ import gc
 import os
 import pickle
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -81,6 +82,23 @@ def test_s3_publishes_nothing_that_was_abandoned(bucket: str) -> None:
 def test_s3_says_what_is_wrong(s3_server: str) -> None:
     with pytest.raises(StorageError, match=r"no such (bucket|file)"):
         storage.read_bytes("s3://no-such-bucket-here/x")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names", "others"),
+    [
+        ("s3://b/[!0]*.txt", ["1.txt", "a1.txt"], ["0.txt", "01.txt"]),
+        ("s3://b/[0-3]?.txt", ["01.txt"], ["41.txt", "0/.txt"]),
+        ("s3://b/[^0].txt", ["^.txt", "0.txt"], ["1.txt"]),
+        ("s3://b/[!]].txt", ["a.txt"], ["].txt"]),
+        ("s3://b/a[!b]c.txt", ["axc.txt"], ["a/c.txt", "abc.txt"]),
+        ("s3://b/[!].txt", ["[!].txt"], ["a.txt"]),
+    ],
+)
+def test_a_remote_glob_selects_what_a_local_one_does(pattern: str, names: list[str], others: list[str]) -> None:
+    """Where Python has no `glob.translate`."""
+    expression = storage._translate(pattern)
+    assert [name for name in [*names, *others] if re.fullmatch(expression, f"s3://b/{name}")] == names
 
 
 def test_glob_root() -> None:

@@ -30,7 +30,9 @@ HEAD = 1 << 16
 # One request to object storage.
 _REMOTE_BUFFER = 8 << 20
 
-# (offset, bytes there, what it is), from the formats' specifications; the short ones are confirmed by a NUL in the head.
+# (offset, bytes there, what it is), from the formats' specifications; the short ones are confirmed by a NUL in the head,
+# which these formats have there and no text has in a legacy encoding: a novel in GBK may begin with `BMW` or `ID3`. Bzip2
+# alone has none, but says what comes next: a block, or the end.
 _SIGNATURES = [
     (0, b"\x1f\x8b\x08", "gzip"),
     (0, b"\x28\xb5\x2f\xfd", "zstd"),
@@ -70,6 +72,7 @@ _SIGNATURES = [
     (0, b"wOF", "a font"),
 ]
 _SHORT = (b"BM", b"MZ", b"ID3", b"RIFF", b"wOF", b"BZh", b"PAR1", b"ftyp", b"ITSF", b"OggS", b"fLaC", b"ustar")
+_BZIP2_BLOCKS = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
 
 # All that the decompressors, zipfile, the HTML parser and Arrow raise for damaged bytes. Huge sizes in a damaged header
 # are a MemoryError or an OverflowError.
@@ -82,18 +85,13 @@ DAMAGE = (
 def looks_like(head: bytes) -> str | None:
     """What the first bytes of a file say it is; None for what may be text."""
     for offset, signature, name in _SIGNATURES:
-        if head.startswith(signature, offset) and (signature not in _SHORT or _is_binary(head)):
+        if head.startswith(signature, offset) and (signature not in _SHORT or _is_confirmed(signature, head)):
             return name
     return None
 
 
-def _is_binary(head: bytes) -> bool:
-    try:
-        head[:512].decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < min(len(head), 512) - 4:
-            return True
-    return b"\0" in head[:512]
+def _is_confirmed(signature: bytes, head: bytes) -> bool:
+    return head[4:10] in _BZIP2_BLOCKS if signature == b"BZh" else b"\0" in head[:512]
 
 
 @contextmanager

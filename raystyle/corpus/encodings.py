@@ -16,6 +16,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
+from raystyle.corpus.literals import code_points
+
 # Everyday characters of vernacular and classical Chinese in both scripts, and punctuation.
 EVERYDAY = frozenset(
     "的一是不了在人有我他这個个们們中来來上大为為和国國地到以说說时時要就出会會可也你对對生能而子那得于於着著下自之年过過发發后後作里裡"
@@ -27,6 +31,9 @@ EVERYDAY = frozenset(
     "让讓像便却卻呢吧吗嗎啊呀哦嗯爱愛怕眼白黑红紅青清空城村路车車父母亲親孩妈媽爸哥弟姐妹先师師友敌敵"
     "\u3000，。、；：？！“”‘’「」『』《》（）—…·【】"
 )
+_IS_EVERYDAY = np.zeros(0x10000, bool)
+_IS_EVERYDAY[list(map(ord, EVERYDAY))] = True
+_EVERYDAY_HAN = frozenset(char for char in EVERYDAY if "\u4e00" <= char <= "\u9fff")
 _EVERYDAY_OR_ASCII = EVERYDAY | set("\t\n\r") | set(map(chr, range(0x20, 0x7F)))
 SAMPLE_CHARS = 50_000
 # Below this a text of some length is no Chinese in that encoding: another language, a binary.
@@ -35,6 +42,8 @@ MIN_SCORE, MIN_SCORED_CHARS = 0.08, 10
 SURE_SCORE = 0.5
 # A line in another encoding than its file's has to have this share of everyday characters, and two of them.
 MIN_LINE_SCORE, MIN_LINE_HITS = 0.2, 2
+# A record is in another encoding than its file's beginning if so many more of its characters are everyday ones there.
+MIN_MORE_HITS = 3
 # UTF-16 without a mark, where ASCII counts as everyday too.
 MIN_WIDE_SCORE = 0.4
 # Bad lines may be this share of the lines and of the bytes; a single one always may, up to a tenth of the bytes.
@@ -53,10 +62,13 @@ _BOMS = [
 # What users call them, and the superset that is meant.
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "cp950", "utf-8-sig": "utf-8"}
 _BLOCK = 1 << 16
+# Characters of a stretch that is judged by itself, some twenty lines; it has to have so many beyond ASCII.
+_STRETCH, _MIN_STRETCH = 512, 32
 # Three Chinese characters of UTF-8 in a row. Text in GB2312 has next to no bytes of 80-A0, all UTF-8 has.
 _UTF8_RUN = re.compile(rb"[\xe3-\xe9\xef][\x80-\xbf][\x80-\xbf]" * 3)
 _NOT_GB2312 = bytes(range(0x80, 0xA1))
 _LINE_END = re.compile("(\r\n|\r|\n)")
+_WIDE_CHARACTER = re.compile("[\u2e80-\uffef\U00010000-\U0010ffff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -96,6 +108,39 @@ def decode(data: bytes, encoding: str | None = None) -> Decoded:
     return decoded
 
 
+def legacy_encoding(head: bytes) -> str | None:
+    """The encoding, GB18030 or Big5, that the beginning of a file reads as Chinese in; None where it is UTF-8 or neither."""
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        try:
+            codec, confidence = _contest(head, error.start)
+        except Unreadable:
+            return None
+        return codec if codec in _SUPERSETS.values() and codec != "utf-8" and confidence >= SURE_SCORE else None
+    return None
+
+
+def decode_record(data: bytes, likely: str | None) -> Decoded:
+    """A record's text. A few characters do not say which encoding they are in: then `likely`, that of the file's
+    beginning, decides, with a confidence of 0. Raises `Unreadable`."""
+    if likely is None:
+        return decode(data)
+    try:
+        own = Decoded(data.decode(likely), likely, 0.0, [])
+    except UnicodeDecodeError:
+        return decode(data)
+    try:
+        found = decode(data)
+    except Unreadable as refusal:
+        if refusal.reason != "undecodable":
+            raise
+        return own
+    if found.encoding == likely or _votes(found.text)[0] >= _votes(own.text)[0] + MIN_MORE_HITS:
+        return found
+    return own
+
+
 def everyday_share(text: str) -> float:
     """The share of everyday characters among those beyond ASCII, in up to 50,000 characters from all over the text."""
     hits, beyond = _votes(text[:: max(1, len(text) // SAMPLE_CHARS)])
@@ -107,6 +152,11 @@ def _votes(text: str) -> tuple[int, int]:
     if text.isascii():
         return 0, 0
     return sum(map(EVERYDAY.__contains__, text)), len(text) - len(text.encode("ascii", "ignore"))
+
+
+def _han_votes(text: str) -> tuple[int, int]:
+    """Votes without punctuation: a row of stars in Big5 is a row of brackets in GB18030."""
+    return sum(map(_EVERYDAY_HAN.__contains__, text)), _votes(text)[1]
 
 
 def _named(data: bytes, encoding: str) -> Decoded:
@@ -185,8 +235,9 @@ def _contest(data: bytes, first_bad: int) -> tuple[str, float]:
         for codec in ("utf-8", "gb18030", "cp950"):
             hits, beyond = _votes(sample.decode(codec, "replace"))
             scores.append((hits / max(1, beyond), hits, beyond, codec))
-    # Of equals the first: `max` keeps it.
-    share, hits, beyond, codec = max(scores, key=lambda score: score[0])
+    # Of equals the first, but for UTF-8 that has no character of Chinese at all: a word or a name in another encoding.
+    utf8 = (b"\0" not in data) and _WIDE_CHARACTER.search(sample.decode("utf-8", "ignore"))
+    share, hits, beyond, codec = max(scores, key=lambda score: (score[0], score[3] != "utf-8" or bool(utf8)))
     if codec not in _WIDE and share < MIN_SCORE and beyond >= MIN_SCORED_CHARS:
         detail = f"not UTF-8 (byte {first_bad}), and read as {codec} it is no Chinese ({share:.0%} everyday characters)"
         raise Unreadable("undecodable", detail + "; name its `encoding` if it is text")
@@ -218,36 +269,58 @@ def _has_strangers(data: bytes, text: str) -> bool:
     """Whether lines of another encoding hide in a legacy text that decodes: runs of UTF-8, parts that are no Chinese."""
     if any(_has_utf8(data[start : start + _BLOCK + 16]) for start in range(0, len(data), _BLOCK)):
         return True
-    return any(_is_foreign(text[start : start + _BLOCK // 2]) for start in range(0, len(text), _BLOCK // 2))
+    return any(_has_foreign(text[start : start + _BLOCK]) for start in range(0, len(text), _BLOCK))
 
 
 def _has_utf8(block: bytes) -> bool:
     return len(block.translate(None, _NOT_GB2312)) < len(block) and _UTF8_RUN.search(block) is not None
 
 
-def _is_foreign(text: str) -> bool:
-    hits, beyond = _votes(text[:: max(1, len(text) // 128)])
-    return beyond >= 32 and hits < MIN_SCORE * beyond
+def _has_foreign(text: str) -> bool:
+    """Whether some stretch of a text is no Chinese, by every third character."""
+    codes = code_points(text[::3])
+    starts = np.arange(0, len(codes), _STRETCH // 3)
+    hits = np.add.reduceat(_IS_EVERYDAY.take(codes, mode="clip"), starts, dtype=np.int32)
+    beyond = np.add.reduceat(codes >= 0x80, starts, dtype=np.int32)
+    return bool(np.any((beyond >= _MIN_STRETCH // 3) & (hits < MIN_SCORE * beyond)))
+
+
+def _other_encoding(stretch: bytes, codec: str) -> str | None:
+    """The encoding that reads as Chinese what the file's own does not; None where there is none."""
+    hits, beyond = _votes(stretch.decode(codec, "replace"))
+    if beyond < _MIN_STRETCH or hits >= MIN_SCORE * beyond:
+        return None
+    best, best_share = None, MIN_LINE_SCORE
+    for other in ("utf-8", "gb18030", "cp950"):
+        hits, beyond = _han_votes(stretch.decode(other, "replace"))
+        if other != codec and hits > best_share * beyond:
+            best, best_share = other, hits / beyond
+    return best
 
 
 def _by_lines(data: bytes, codec: str, name: str, confidence: float) -> Decoded:
-    """Decode block by block, and line by line the blocks that `codec` does not read or where something else hides."""
+    """Decode stretch by stretch, and line by line those that `codec` does not read or where something else hides.
+
+    Bytes of Big5 are mostly valid GB18030, so where a stretch reads as Chinese in another encoding only, that is its
+    lines' encoding, and the lines beside it are asked in which of the two they read better.
+    """
     pieces: list[str] = []
     used = {codec: None}
     bad = _Bad(data, codec)
-    for start, end in _blocks(data):
-        block = data[start:end]
-        foreign = False
+    stretches = list(_blocks(data, _BLOCK if codec == "utf-8" else 2 * _STRETCH))
+    others = [None if codec == "utf-8" else _other_encoding(data[start:end], codec) for start, end in stretches]
+    for index, (start, end) in enumerate(stretches):
+        stretch = data[start:end]
+        foreign = any(others[max(0, index - 1) : index + 2])
         try:
-            text = block.decode(codec)
-            foreign = codec != "utf-8" and _is_foreign(text)
-            if codec == "utf-8" or not (foreign or _has_utf8(block)):
+            text = stretch.decode(codec)
+            if codec == "utf-8" or not (foreign or _has_utf8(stretch)):
                 pieces.append(text)
                 continue
         except UnicodeDecodeError:
             pass
-        for line in block.splitlines(keepends=True):
-            reading = _read_line(line, codec, foreign)
+        for line in stretch.splitlines(keepends=True):
+            reading = _read_line(line, others[index] or codec, foreign)
             if reading:
                 used.setdefault(reading[1])
                 pieces.append(reading[0])
@@ -258,10 +331,12 @@ def _by_lines(data: bytes, codec: str, name: str, confidence: float) -> Decoded:
     return Decoded("".join(pieces), " + ".join([name, *list(used)[1:]]), confidence, bad.lines)
 
 
-def _blocks(data: bytes) -> Iterator[tuple[int, int]]:
+def _blocks(data: bytes, size: int) -> Iterator[tuple[int, int]]:
+    """Where blocks of about `size` bytes begin and end, each with the end of a line."""
+    line_end = b"\n" if b"\n" in data else b"\r"
     start = 0
     while start < len(data):
-        end = data.find(b"\n", start + _BLOCK) + 1 or len(data)
+        end = data.find(line_end, start + size) + 1 or len(data)
         yield start, end
         start = end
 

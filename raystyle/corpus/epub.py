@@ -2,13 +2,13 @@
 
 Markup is read with the standard library's HTML parser, which knows no entities but HTML's own and fetches nothing; the
 package's XML goes through it too. The page with the table of contents is left out, as are images, styles and the
-readings above ruby characters; a chapter that cannot be read is reported, and the rest stands.
+readings above ruby characters. A chapter that cannot be read, or whose text is lost to its markup, is reported, and the
+rest stands.
 """
 
 import posixpath
 import re
 import zipfile
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -70,6 +70,21 @@ _BLOCKS = frozenset(
 _LEFT_OUT = frozenset(
     ["head", "script", "style", "nav", "svg", "math", "audio", "video", "object", "iframe", "template", "rt", "rp"]
 )
+# Text in these is none of the story, as a rule: a page that has no other is no loss.
+_NO_TEXT = frozenset(["head", "script", "style", "nav", "rt", "rp"])
+# A container or package is a list of files; a book of ten thousand pages has one of 2 MB.
+_MAX_PACKAGE = 8 << 20
+# For each of these without an end the parser looks through all the rest of the page.
+_MAX_UNENDED = 100
+_UNENDED = [
+    ("<", re.compile("<"), ">"),
+    ("<!--", re.compile("<!--"), "-->"),
+    ("<![CDATA[", re.compile(r"<!\[\s*(?:temp|cdata|ignore|include|rcdata)", re.IGNORECASE), "]]>"),
+    ("<![", re.compile(r"<!\["), "]>"),
+]
+# A `<` that begins no tag, for another one follows first: `a<b`, which XML has to write as `&lt;`.
+_LESS_THAN = re.compile(r"""<(?=[A-Za-z][^<>"']*(?:<|\Z))""")
+_HAN = re.compile("[\u2e80-\u9fff]")
 _SPACE = re.compile("[ \t\r\n\f]+")
 _WIDE = "[\u2018-\u201d\u2014\u2026\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]"
 # A line break of the markup between two characters of a script without spaces is none of the text's.
@@ -88,21 +103,27 @@ class Book(NamedTuple):
 
 def read_epub(archive: zipfile.ZipFile, max_bytes: int) -> Book:
     """The text of an EPUB. Raises `Unreadable` where it is encrypted, too large unpacked, or nothing can be read."""
-    container = _Elements.of(_text(archive, "META-INF/container.xml", max_bytes).text)
+    container = _Elements.of(_packaging(archive, "META-INF/container.xml", max_bytes))
     package_path = next((unquote(a.get("full-path", "")) for tag, a in container if tag == "rootfile"), "")
     if not package_path:
         raise Unreadable("damaged", "META-INF/container.xml names no package")
     _refuse_encrypted(archive, max_bytes)
     parser = _Elements()
-    _feed(parser, _text(archive, package_path, max_bytes).text)
+    _feed(parser, _packaging(archive, package_path, max_bytes))
+    names, unknown = _spine(parser.found, posixpath.dirname(package_path))
     chapters: list[str] = []
-    missing: list[tuple[str, str, str]] = []
+    missing = [
+        (f"{package_path}#{idref}", "damaged", "the spine has it, but no item of the manifest is called so")
+        for idref in unknown
+    ]
     encodings: dict[str, None] = {}
     confidence = 1.0
     left = max_bytes
-    for name in _spine(parser.found, posixpath.dirname(package_path)):
+    for name in names:
+        chapter = _Lines()
         try:
             found = _text(archive, name, left)
+            _feed(chapter, found.text)
         except Unreadable as refusal:
             if refusal.reason == "too_large":
                 raise too_large(None, max_bytes, "split it, or raise `--max_source_bytes`") from refusal
@@ -112,9 +133,8 @@ def read_epub(archive: zipfile.ZipFile, max_bytes: int) -> Book:
         encodings.setdefault(found.encoding)
         confidence = min(confidence, found.confidence)
         missing += [(f"{name}#line {number}", "undecodable", line) for number, line in found.bad_lines]
-        chapter = _Lines()
-        _feed(chapter, found.text)
         chapters.append(chapter.text())
+        missing += [(name, "damaged", loss) for loss in chapter.losses()]
     text = "\n".join(filter(None, chapters))
     if not text:
         name, reason, detail = next(iter(missing), ("", "empty", "no text in the documents of its spine"))
@@ -130,11 +150,22 @@ def _text(archive: zipfile.ZipFile, name: str, max_bytes: int) -> Decoded:
     return decode(data)
 
 
+def _packaging(archive: zipfile.ZipFile, name: str, max_bytes: int) -> str:
+    """A file that says what is in the archive."""
+    cap = min(max_bytes, _MAX_PACKAGE)
+    try:
+        return _text(archive, name, cap).text
+    except Unreadable as refusal:
+        if refusal.reason == "too_large" and cap < max_bytes:
+            raise too_large(None, cap, f"`{name}` is no book's list of files; make the EPUB again") from refusal
+        raise
+
+
 def _refuse_encrypted(archive: zipfile.ZipFile, max_bytes: int) -> None:
     if "META-INF/encryption.xml" not in archive.NameToInfo:
         return
     algorithm = ""
-    for tag, attributes in _Elements.of(_text(archive, "META-INF/encryption.xml", max_bytes).text):
+    for tag, attributes in _Elements.of(_packaging(archive, "META-INF/encryption.xml", max_bytes)):
         if tag == "encryptionmethod":
             algorithm = attributes.get("algorithm", "")
         elif tag == "cipherreference":
@@ -143,8 +174,8 @@ def _refuse_encrypted(archive: zipfile.ZipFile, max_bytes: int) -> None:
                 raise Unreadable("encrypted", f"`{name}` is encrypted (DRM)")
 
 
-def _spine(elements: list[tuple[str, dict[str, str]]], folder: str) -> Iterator[str]:
-    """The names of the documents in reading order, without the table of contents."""
+def _spine(elements: list[tuple[str, dict[str, str]]], folder: str) -> tuple[list[str], list[str]]:
+    """The names of the documents in reading order, without the table of contents; and the ids that name none."""
     items: dict[str, str] = {}
     contents = set()
     for tag, attributes in elements:
@@ -156,11 +187,17 @@ def _spine(elements: list[tuple[str, dict[str, str]]], folder: str) -> Iterator[
                 contents.add(href)
         elif tag == "reference" and attributes.get("type", "").lower() == "toc":
             contents.add(href)
-    order = [items.get(a.get("idref", ""), "") for tag, a in elements if tag == "itemref"]
-    yield from (name for name in dict.fromkeys(order) if name and name not in contents)
+    order = dict.fromkeys(a.get("idref", "") for tag, a in elements if tag == "itemref")
+    names = dict.fromkeys(items[idref] for idref in order if idref in items)
+    return [name for name in names if name not in contents], [idref for idref in order if idref not in items]
 
 
 def _feed(parser: HTMLParser, markup: str) -> None:
+    """Parse markup. Raises `Unreadable`, also where much of it never ends, on which the parser would work for hours."""
+    for shown, begin, end in _UNENDED:
+        count = sum(1 for _ in begin.finditer(markup, markup.rfind(end) + 1))
+        if count > _MAX_UNENDED:
+            raise Unreadable("damaged", f"markup: {count:,} `{shown}` without an end; {_MAX_UNENDED} are allowed")
     with damage("markup"):
         parser.feed(markup)
         parser.close()
@@ -207,15 +244,43 @@ class _Lines(HTMLParser):
         self._line: list[str] = []
         self._left_out: list[str] = []
         self._preformatted = 0
+        # Characters in what is left out since its outermost element began, and in all of it that may be text.
+        self._unseen = self._hidden = 0
+        self._losses: list[str] = []
+
+    def feed(self, data: str) -> None:
+        super().feed(_LESS_THAN.sub("&lt;", data))
 
     def text(self) -> str:
         self._break()
         return "\n".join(self._lines)
 
+    def losses(self) -> list[str]:
+        """What of the page's text is not in `text`, which is asked before."""
+        self._unseen += len(_SPACE.sub("", self.rawdata))  # what follows an open `<style>` or `<script>`
+        self._end_page()
+        if not self._lines and not self._losses and self._hidden:
+            return [f"its {self._hidden:,} characters stand in elements that are left out, and none outside"]
+        return self._losses
+
+    def _end_page(self) -> None:
+        if self._left_out and self._unseen:
+            self._losses.append(
+                f"`<{self._left_out[0]}>` has no end: the {self._unseen:,} characters after it are left out"
+            )
+        self._left_out.clear()
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if any(_HAN.search(name) for name, _ in attrs):
+            self._losses.append(f"text inside a tag: `{' '.join((self.get_starttag_text() or '').split())[:80]}`")
         if tag in ("rt", "rp") and self._left_out[-1:] in (["rt"], ["rp"]):
             self._left_out.pop()  # its end tag may be left out
+        # The end tag of a head may be left out too, and no body is inside anything.
+        if tag == "body" or (tag in _BLOCKS and self._left_out == ["head"]):
+            self._left_out.clear()
         if tag in _LEFT_OUT:
+            if not self._left_out:
+                self._unseen = 0
             self._left_out.append(tag)
         elif tag in _BLOCKS:
             self._break()
@@ -228,13 +293,16 @@ class _Lines(HTMLParser):
         elif tag == "ruby" and self._left_out[-1:] in (["rt"], ["rp"]):
             self._left_out.pop()
         elif tag == "body":
-            self._left_out.clear()
+            self._end_page()
         elif tag in _BLOCKS and tag != "br":
             self._break()
         self._preformatted -= tag == "pre" and self._preformatted > 0
 
     def handle_data(self, data: str) -> None:
         if self._left_out:
+            chars = len(_SPACE.sub("", data))
+            self._unseen += chars
+            self._hidden += 0 if _NO_TEXT.intersection(self._left_out) else chars
             return
         if self._preformatted:
             for index, line in enumerate(re.split("\r\n|\r|\n", data)):

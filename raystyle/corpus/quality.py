@@ -19,9 +19,9 @@ MIN_EVERYDAY_SHARE = 0.12
 # Enough of a text to know it by, taken from all over it.
 SAMPLE_CHARS = 20_000
 _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
-# Replacement characters, private use, control characters, and what GBK makes of them.
+# Replacement characters, private use, control characters that are no whitespace, and what GBK makes of them.
 _GARBAGE = np.zeros(0x10000, bool)
-for _first, _last in [(0xFFFD, 0xFFFD), (0xE000, 0xF8FF), (0x00, 0x08), (0x0E, 0x1F), (0x7F, 0x9F)]:
+for _first, _last in [(0xFFFD, 0xFFFD), (0xE000, 0xF8FF), (0x00, 0x08), (0x0E, 0x1B), (0x7F, 0x84), (0x86, 0x9F)]:
     _GARBAGE[_first : _last + 1] = True
 _GARBLED = ("锟斤拷", "烫烫烫", "屯屯屯")
 _SPACE = re.compile(r"\s")
@@ -47,8 +47,11 @@ class Quality(NamedTuple):
     mean_line_chars: float
 
 
-def measure(text: str, solid_in: int) -> Quality:
-    """Measures of a text of which `solid_in` characters came in."""
+def measure(text: str, before: str, solid_in: int) -> Quality:
+    """Measures of a cleaned text, which was `before` with `solid_in` characters.
+
+    Garbage is counted in what came in: rules cut it, and a text with holes would read as a clean one.
+    """
     lines = text.split("\n")
     solid = len(text) - len(lines) + 1
     kept = len(_SPACE.sub("", text)) if solid < SAMPLE_CHARS else solid
@@ -57,7 +60,7 @@ def measure(text: str, solid_in: int) -> Quality:
     length = max(1, len(sample))
     return Quality(
         removed_share=max(0.0, 1 - kept / max(1, solid_in)),
-        garbage_share=_garbage(text) / max(1, solid),
+        garbage_share=min(1.0, _garbage(before) / max(1, solid_in)),
         repeated_share=1 - once / max(1, solid),
         han_share=len(_HAN.findall(sample)) / length,
         mean_line_chars=solid / max(1, len(lines)),
@@ -70,11 +73,14 @@ def _garbage(text: str) -> int:
     return int(single) + sum(len(garbled) * text.count(garbled) for garbled in _GARBLED)
 
 
-def objection(text: str, solid_in: int, limits: Limits) -> tuple[str, str] | None:
-    """Why a cleaned text is to be put aside: a reason for the count and a detail with the number; None where it is fine."""
+def objection(text: str, before: str, solid_in: int, limits: Limits) -> tuple[str, str] | None:
+    """Why a cleaned text is to be put aside: a reason for the count and a detail with the number; None where it is fine.
+
+    `before` is what it was cleaned from, `solid_in` how many characters that has.
+    """
     if solid_in < MIN_JUDGED_CHARS:
         return None
-    found = measure(text, solid_in)
+    found = measure(text, before, solid_in)
     for reason, value, limit, flag in [
         ("mostly_removed", found.removed_share, limits.max_removed_share, "max_removed_share"),
         ("garbage", found.garbage_share, limits.max_garbage_share, "max_garbage_share"),

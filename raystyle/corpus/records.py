@@ -14,12 +14,15 @@ from contextlib import closing
 from typing import Any, NamedTuple, cast
 
 from raystyle.corpus import containers
-from raystyle.corpus.encodings import Decoded, Unreadable, decode
+from raystyle.corpus.encodings import Decoded, Unreadable, decode, decode_record, legacy_encoding
 from raystyle.corpus.epub import read_epub
 from raystyle.corpus.sources import UNIT_BYTES, Kind, Rejection, Source, Text, Unit, kind_of, unify_line_ends
 
 _WAY_OUT = "split it, or raise `--max_source_bytes`"
-_BATCH_BYTES, _BATCH_ROWS = 16 << 20, 1024
+# Of Parquet: what a batch of rows aims at, and how much longer the next one may be.
+_BATCH_BYTES, _BATCH_ROWS, _GROWTH = 16 << 20, 1024, 4
+# A batch has no more rows than make this many bytes if each is as long as its whole row group; but always so many rows.
+_MOST_BYTES, _FEWEST_ROWS = 1 << 30, 32
 _JSON_START = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*[{"]|\{\s*")')
 _PAGE_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|!doctype|html)", re.IGNORECASE)
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -76,6 +79,12 @@ class _Place(NamedTuple):
     in_zip: bool
     options: Options
     reading: Reading
+    # The legacy encoding that a JSONL begins in.
+    likely: str | None = None
+
+    def beginning(self, head: bytes) -> "_Place":
+        """The place, where the file begins so: the same for each range of it."""
+        return self._replace(likely=legacy_encoding(head) if self.options.encoding is None else None)
 
 
 def _read(unit: Unit, options: Options, reading: Reading) -> Iterator[Text | Rejection]:
@@ -91,7 +100,7 @@ def _read(unit: Unit, options: Options, reading: Reading) -> Iterator[Text | Rej
                 yield from _parquet(file, place, range(unit.start, unit.end))
                 return
             if not containers.looks_like(head) and not _is_wide(head):
-                yield from _jsonl_range(file, unit, place)
+                yield from _jsonl_range(file, unit, place.beginning(head))
                 return
             if unit.start:
                 return  # not what its name says: the first range reads all of it
@@ -161,7 +170,7 @@ def _textual(stream: io.BufferedReader, head: bytes, place: _Place) -> Iterator[
     if kind == "json" and _is_jsonl(head):
         kind = "jsonl"
     if kind == "jsonl" and not _is_wide(head):
-        yield from _jsonl(stream, 0, None, place)
+        yield from _jsonl(stream, 0, None, place.beginning(head))
         return
     if kind is None and _PAGE_START.match(head):
         raise Unreadable("unsupported", "looks like an HTML or XML page")
@@ -287,7 +296,7 @@ def _jsonl(
 
 
 def _line(line: bytes, record: str, place: _Place) -> Iterator[Text | Rejection]:
-    """A line's record. Each line is decoded for itself, so that it is the same in whichever range it is read."""
+    """A line's record. Each line is decoded by itself and the file's beginning, so it is the same in whichever range."""
     try:
         if not line.strip():
             return
@@ -296,7 +305,10 @@ def _line(line: bytes, record: str, place: _Place) -> Iterator[Text | Rejection]
             text = line.decode("utf-8") if encoding is None else None
         except UnicodeDecodeError:
             text = None
-        found = decode(line, encoding) if text is None else Decoded(text, "utf-8", 1.0, [])
+        if text is not None:
+            found = Decoded(text, "utf-8", 1.0, [])
+        else:
+            found = decode(line, encoding) if encoding else decode_record(line, place.likely)
         if found.bad_lines:
             raise Unreadable("undecodable", f"bytes that are no {found.encoding}: {found.bad_lines[0][1][:100]}")
         place.reading.decoded(found, len(line))
@@ -351,7 +363,7 @@ def _json(data: bytes, text: str, place: _Place) -> Iterator[Text | Rejection]:
         value = _parsed(text)
     except Unreadable as refusal:
         if refusal.detail.startswith("Extra data"):
-            yield from _jsonl(io.BufferedReader(io.BytesIO(data)), 0, None, place)
+            yield from _jsonl(io.BufferedReader(io.BytesIO(data)), 0, None, place.beginning(data[: containers.HEAD]))
             return
         raise
     if isinstance(value, dict):
@@ -411,12 +423,17 @@ def _parquet(file: Any, place: _Place, groups: range | None) -> Iterator[Text | 
 
 
 def _batches(parquet: Any, group: int, columns: list[str]) -> Iterator[list[tuple[Any, Any]]]:
-    """The (text, title) scalars of a row group, about 16 MB at a time."""
+    """The (text, title) scalars of a row group, about 16 MB at a time.
+
+    What a file says of its size says little: equal rows are stored once, in a dictionary. So batches begin with one row,
+    and grow as their size in memory allows; were all later rows the longest there can be, they stay below a cap.
+    """
     with containers.damage("row group"):
-        metadata = parquet.metadata.row_group(group)
-        per_row = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
-        size = min(_BATCH_ROWS, max(1, _BATCH_BYTES // per_row))
-        batches = parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+        most = min(
+            _BATCH_ROWS, max(_FEWEST_ROWS, _MOST_BYTES // max(1, parquet.metadata.row_group(group).total_byte_size))
+        )
+        batches = parquet.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
+    per_row = 1
     while True:
         with containers.damage("row group"):
             batch = next(batches, None)
@@ -425,6 +442,8 @@ def _batches(parquet: Any, group: int, columns: list[str]) -> Iterator[list[tupl
             texts = batch.column(columns[0])
             titles = batch.column(columns[1]) if len(columns) > 1 else [None] * len(texts)
             pairs = list(zip(texts, titles, strict=True))
+            per_row = max(per_row, batch.nbytes // max(1, len(batch)))
+            parquet.reader.set_batch_size(max(1, min(most, _GROWTH * len(batch), _BATCH_BYTES // per_row)))
         yield pairs
 
 

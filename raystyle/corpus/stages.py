@@ -188,7 +188,7 @@ class _Shard:
         for (entry, source, text), result in zip(waiting, cleaned, strict=True):
             entry["lines"] += result.lines_in
             entry["characters_in"] += result.chars_in
-            if problem := self._objection(result):
+            if problem := self._objection(text, result):
                 self._reject(entry, Rejection(place(source, text), *problem))
                 entry["texts"] -= 1  # it was counted when it was read
                 entry["characters_rejected"] += result.chars_in
@@ -209,13 +209,13 @@ class _Shard:
         self.out["documents"](parts.table(documents, parts.LEDGER))
         self.documents += len(documents)
 
-    def _objection(self, result: Cleaned) -> tuple[str, str] | None:
+    def _objection(self, text: Text, result: Cleaned) -> tuple[str, str] | None:
         if not result.text:
             return "no_text_left", f"the rules removed all {result.lines_in} lines"
         return (
             None
             if self.settings.records == "segments"
-            else objection(result.text, result.solid_in, self.settings.limits)
+            else objection(result.text, text.text, result.solid_in, self.settings.limits)
         )
 
     def _write_removed(self, waiting: list[tuple[dict[str, Any], Source, Text]], removed: pa.Table) -> None:

@@ -17,6 +17,8 @@ _LEFTOVER = frozenset(
     " \u3000\t()[]{}<>（）【】〔〕［］《》〈〉「」『』|｜/／\\＼_*＊·•,，、:：;；.。~～=＝+#＃@＠$＄%％^＾&＆\"'“”‘’-－`"
 )
 _MAX_EDITS = 200
+# What is nested is taken one layer at a time, each in as long as the whole line takes. Nothing that anyone wrote has so many.
+_MAX_LAYERS = 500
 # Whitespace that a cut has brought to an end of the line.
 OUTER_WHITESPACE = "outer_whitespace"
 
@@ -46,7 +48,7 @@ def sweep(line: str, rules: Sequence[Rule], all_rules: Rules, edits: Iterable[Ed
     """
     edits = list(edits)
     body = text_of(line, edits)
-    shortest, idle = len(body) + 1, 0
+    shortest, idle, layers = len(body) + 1, 0, 0
     # What gets shorter comes to an end by itself, however often it is rewritten; only the rest is counted.
     while idle < _MAX_EDITS:
         shortest, idle = min(shortest, len(body)), idle + 1 if len(body) >= shortest else 0
@@ -54,7 +56,8 @@ def sweep(line: str, rules: Sequence[Rule], all_rules: Rules, edits: Iterable[Ed
         if found is None:
             return Swept(body, edits, None)
         rule, spans = found
-        if rule.action == "drop_line":
+        layers += 1
+        if rule.action == "drop_line" or layers > _MAX_LAYERS:
             return Swept(body, edits, rule)
         if edits:
             edits = _with(edits, body, _origins(line, edits), [Edit(*span, rule.name) for span in spans])

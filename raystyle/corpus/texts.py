@@ -88,7 +88,7 @@ def _cleaned(
     cleaned, _ = clean(text.text, rules, to_simplified=to_simplified)
     limits = Limits(**{field: getattr(CorpusConfig, field) for field in Limits._fields})
     problem = (
-        objection(cleaned.text, cleaned.solid_in, limits)
+        objection(cleaned.text, text.text, cleaned.solid_in, limits)
         if cleaned.text
         else ("no_text_left", f"the rules removed all {cleaned.lines_in} lines")
     )

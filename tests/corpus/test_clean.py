@@ -326,3 +326,12 @@ def test_no_rule_names_a_site() -> None:
 def test_a_line_that_gets_shorter_at_each_pass_is_swept_to_its_end() -> None:
     line = "雨停了，" + "&" + "amp;" * 300 + "风也停了。"
     assert cleaned_text(line) == "雨停了，&风也停了。"
+
+
+def test_a_line_of_thousands_of_layers_is_dropped() -> None:
+    """Each layer costs a look at the whole line: of 20,000 layers it would take half an hour."""
+    deep, deeper = (f"天{'[b' * layers}{']' * layers}地" for layers in (400, 2_000))
+    assert cleaned_text(f"{deep}\n雨停了。") == "天地\n雨停了。"
+    cleaned, removed = clean(f"{deeper}\n雨停了。", RULES)
+    assert cleaned.text == "雨停了。" and restore(cleaned, removed) == f"{deeper}\n雨停了。"
+    assert [(row["rule"], row["action"], row["text"]) for row in rows(removed)] == [("forum_tag", "drop_line", deeper)]

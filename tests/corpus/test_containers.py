@@ -68,6 +68,15 @@ def test_binaries_are_named_and_text_is_not_taken_for_one() -> None:
         assert looks_like((text * 100).encode("utf-8")) is None
 
 
+@pytest.mark.parametrize("begin", ["BMW在門前。", "ID3，", "MZ走到", "PAR1，", "RIFF", "OggS", "BZh91AY，"])
+def test_a_novel_in_a_legacy_encoding_is_text_whatever_it_begins_with(begin: str) -> None:
+    for encoding in ("gb18030", "cp950"):
+        assert looks_like((begin + "他走到門前，又站住了。" * 50).encode(encoding)) is None
+    assert looks_like(b"BM\x36\x00\x0c\x00\x00\x00\x00\x00") == "a BMP image"
+    assert looks_like(b"ID3\x03\x00\x00\x00\x00\x0f\x76TIT2") == "an MP3"
+    assert looks_like(bz2.compress(b"")) == "bzip2"
+
+
 def test_members_say_why_they_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -156,6 +156,39 @@ def test_a_file_that_changes_encoding_midway_is_read_in_both() -> None:
     assert wrong < 2000
 
 
+@pytest.mark.parametrize(("own", "other", "lines"), [
+    ("gb18030", "cp950", 400), ("cp950", "gb18030", 300), ("gb18030", "cp950", 60), ("cp950", "gb18030", 60)
+])  # fmt: skip
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_part_in_another_encoding_is_read_in_it(own: str, other: str, lines: int, end: str) -> None:
+    """Its bytes are mostly valid in the file's own, where they are no Chinese."""
+    for before, after in [(lines, 0), (5000, 0), (700, 700)]:
+        novel = (OLD_NOVEL + "\n") * 20
+        pieces = [
+            (novel.split("\n")[:count], encoding) for count, encoding in [(before, own), (lines, other), (after, own)]
+        ]
+        text = end.join(line for piece, _ in pieces for line in piece)
+        found = decode(end.encode().join(line.encode(encoding) for piece, encoding in pieces for line in piece))
+        assert found.text == text
+        assert set(found.encoding.split(" + ")) == {own, other} and not found.bad_lines
+
+
+def test_laughter_and_lists_are_no_other_encoding() -> None:
+    """Stretches without everyday characters stay what they are where no other encoding reads them."""
+    odd = "\n".join(
+        ["哈哈哈哈哈哈哈哈！", "嘻嘻嘿嘿呵呵呵呵", "☆☆☆☆☆☆☆☆", "ＡＢＣＤＥＦＧ", "萧炎、萧薰儿、纳兰嫣然"] * 200
+    )
+    for text in (f"{NOVEL}\n{odd}\n{NOVEL}", f"{NOVEL}\n{odd}"):
+        assert decode(text.encode("gb18030"))[:2] == (text, "gb18030")
+    text = "\n".join([OLD_NOVEL, *["☆☆☆☆☆☆☆☆", "①②③④⑤", "ＡＢＣＤＥ", "哈哈哈哈", "αβγδ", "┌──┐"] * 50, OLD_NOVEL])
+    text = "".join(char for char in text if encodes(char, "cp950"))
+    assert decode(text.encode("cp950"))[:2] == (text, "cp950")
+
+
+def encodes(char: str, encoding: str) -> bool:
+    return bool(char.encode(encoding, "ignore"))
+
+
 def test_more_than_a_trace_of_damage_is_refused() -> None:
     lines = NOVEL.encode("gb18030").split(b"\n")
     for i in range(0, 400, 60):

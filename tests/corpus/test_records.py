@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import random
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystyle import storage
-from raystyle.corpus import containers
+from raystyle.corpus import containers, records
 from raystyle.corpus import sources as sources_module
 from raystyle.corpus.encodings import Unreadable
 from raystyle.corpus.records import Reading, read_unit
@@ -59,7 +60,7 @@ def epub(chapters: list[str], **extra: str) -> bytes:
     package = f"""<?xml version="1.0"?><package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/">
         <metadata><dc:title>山中 记</dc:title><dc:title>别名</dc:title></metadata>
         <manifest><item id="nav" href="nav.xhtml" properties="nav"/>{items}</manifest>
-        <spine><itemref idref="nav"/>{spine}<itemref idref="nowhere"/></spine></package>"""
+        <spine><itemref idref="nav"/>{spine}</spine></package>"""
     names: dict[str, bytes | str] = {"mimetype": "application/epub+zip"}
     names["META-INF/container.xml"] = (
         '<container><rootfiles><rootfile full-path="OPS/book.opf"/></rootfiles></container>'
@@ -186,6 +187,34 @@ def test_ranges_of_a_jsonl_are_the_whole(tmp_path_factory: pytest.TempPathFactor
     assert len(whole.texts) == 3 and whole.reading.encoding == "utf-8 + gb18030"
 
 
+@pytest.mark.parametrize("encoding", ["gb18030", "cp950"])
+def test_short_records_are_in_their_files_encoding(
+    read: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str
+) -> None:
+    """A name or a laugh has no everyday character, and two characters may be everyday in the wrong encoding."""
+    short = [
+        "哈哈哈哈",
+        "喔喔喔",
+        "炎帝",
+        "嘻嘻",
+        "哈" * 40,
+        "林黛玉、薛寶釵" if encoding == "cp950" else "萧炎、药老",
+        "轟",
+    ]
+    texts = [f"第{i}則：今天我看見一個人，他在這裡說了。" for i in range(9)] + short * 3
+    data = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode(encoding)
+    found = read("a.jsonl", data)
+    assert [t.text for t in found.texts] == texts and not found.rejected and found.reading.encoding == encoding
+    monkeypatch.setattr(sources_module, "UNIT_BYTES", 200)
+    units = plan_units(list_sources([str(tmp_path / "a.jsonl")])[0])
+    assert len(units) > 3 and [item for unit in units for item in outcome(unit)] == list(found)
+
+
+def test_a_short_record_alone_is_no_damaged_utf8(read: Callable[..., Outcome]) -> None:
+    for text in ("哈哈哈哈", "萧炎"):
+        assert [t.text for t in read("a.jsonl", f'{{"text":"{text}"}}'.encode("gb18030")).texts] == [text]
+
+
 def test_ranges_are_hashed_once(read: Callable[..., Outcome], tmp_path: Path) -> None:
     read("a.jsonl", JSONL)
     (source,) = list_sources([str(tmp_path / "a.jsonl")])[0]
@@ -244,6 +273,31 @@ def test_a_parquet_without_the_column_says_which_it_has(read: Callable[..., Outc
         "no_text", "no column `body`; the columns are `text`, `name`"
     )  # fmt: skip
     assert refusal(read, "a.parquet", parquet([{"text": 1}])) == ("no_text", "column `text` holds int64, not strings")
+
+
+def test_rows_that_are_stored_once_are_not_unpacked_all_together(tmp_path: Path) -> None:
+    """A file of a few KB says that its rows are short."""
+    text = "他走到门前，又站住了。" * 2000
+    for rows in ([text] * 1024, ["一"] * 2000 + [text] * 1024):
+        pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet")
+        assert (tmp_path / "a.parquet").stat().st_size < 30_000
+        (source,) = list_sources([str(tmp_path / "a.parquet")])[0]
+        before, most, count = pa.total_allocated_bytes(), 0, 0
+        for item in read_unit(
+            Unit(source), text_column="text", title_column=None, encoding=None, max_bytes=1 << 20
+        ).texts:
+            assert isinstance(item, Text) and item.text == rows[count]
+            count += 1
+            most = max(most, pa.total_allocated_bytes() - before)
+        assert count == len(rows)
+        assert most < (24 << 20 if len(rows) == 1024 else 80 << 20)
+
+
+def test_batches_of_rows_grow() -> None:
+    """What pyarrow does with a size that is set between two batches is nowhere promised."""
+    file = pq.ParquetFile(io.BytesIO(parquet([{"text": f"第{i}行"} for i in range(3000)], 3000)))
+    sizes = [len(batch) for batch in records._batches(file, 0, ["text"])]
+    assert sizes[:6] == [1, 4, 16, 64, 256, 1024] and sum(sizes) == 3000
 
 
 def test_a_damaged_row_group_costs_itself(read: Callable[..., Outcome]) -> None:
@@ -366,6 +420,56 @@ def test_a_chapter_that_is_missing_is_said(read: Callable[..., Outcome]) -> None
     found = read("a.epub", data.replace(b"c 0.xhtml", b"c X.xhtml"))
     assert [t.text for t in found.texts] == ["二"]
     assert [(r.source.partition("#")[2], r.reason) for r in found.rejected] == [("OPS/text/c 0.xhtml", "damaged")]
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "lost"),
+    [
+        ("<html><head><title>无</title><body><p>他走了。</p></body></html>", "他走了。", None),
+        ("<html><head><title>无</title><p>他走了。</p></html>", "他走了。", None),
+        ("<p>他走了。</p><svg><p>雨停了。</p></body>", "他走了。", "`<svg>` has no end: the 4 characters after it"),
+        ("<p>他走了。</p><style><p>雨停了。</p>", "他走了。", "`<style>` has no end"),
+        ("<svg><text>他走了。</text></svg>", None, "its 4 characters stand in elements that are left out"),
+        ("<p>若 a<b 则他走了。</p><p>雨停了。</p>", "若 a<b 则他走了。\n雨停了。", None),
+        ("<p>若 a<b</p>", "若 a<b", None),
+        ('<p>若 a<b 则“他”"走"了。</p><p>雨停了。</p>', "若 a\n雨停了。", "text inside a tag: `<b 则"),
+        ("<head><title>封面</title></head><body><svg><image/></svg><nav>目录</nav></body>", None, None),
+        ("<p title='a<b'>他走了。</p><br/>雨<b>停</b>了。<svg/><script src='x'></script>", "他走了。\n雨停了。", None),
+    ],
+)
+def test_text_that_a_page_loses_to_its_markup_is_said(
+    read: Callable[..., Outcome], page: str, text: str | None, lost: str | None
+) -> None:
+    found = read("a.epub", epub(["<p>一</p>", ""], **{"OPS__text__c 1.xhtml": page}))
+    assert [t.text for t in found.texts] == ["\n".join(filter(None, ["一", text]))]
+    assert [(r.source.partition("#")[2], r.reason) for r in found.rejected] == [("OPS/text/c 1.xhtml", "damaged")] * bool(lost)  # fmt: skip
+    assert (lost or "") in "".join(r.detail for r in found.rejected)
+
+
+def test_a_chapter_that_the_manifest_lacks_is_said(read: Callable[..., Outcome]) -> None:
+    spine = '<package><manifest><item id="c0" href="text/c%200.xhtml"/></manifest><spine><itemref idref="c0"/><itemref idref="c1"/></spine></package>'
+    found = read("a.epub", epub(["<p>一</p>"], **{"OPS__book.opf": spine}))
+    assert [t.text for t in found.texts] == ["一"]
+    assert [(r.source.partition("#")[2], r.reason) for r in found.rejected] == [("OPS/book.opf#c1", "damaged")]
+
+
+@pytest.mark.parametrize("begin", ["<!--", "<![CDATA[", "<![if x", "<!", "<?", '<a "', "<a a=", "</a ", "<!doctype"])
+def test_a_page_of_markup_without_an_end_is_refused_at_once(read: Callable[..., Outcome], begin: str) -> None:
+    """On 160 KB of it the parser works for half a minute, and four times as long on twice as much."""
+    start = time.process_time()
+    for end in ("", "<p>二</p>"):
+        page = "<p>他走了。</p>" + begin * (400_000 // len(begin)) + end
+        found = read("a.epub", epub(["<p>一</p>", ""], **{"OPS__text__c 1.xhtml": page}))
+        assert found.texts[0].text.startswith("一")
+        if not end:
+            assert [r.reason for r in found.rejected] == ["damaged"] and "without an end" in found.rejected[0].detail
+    assert time.process_time() - start < 3
+
+
+def test_a_package_is_no_bomb(read: Callable[..., Outcome]) -> None:
+    for name in ("OPS__book.opf", "META-INF__container.xml"):
+        reason, detail = refusal(read, "a.epub", epub(["<p>一</p>"], **{name: " " * (9 << 20)}), max_bytes=1 << 30)
+        assert reason == "too_large" and "8,388,608 bytes are allowed" in detail and name[-4:] in detail
 
 
 def test_only_encrypted_text_makes_an_epub_unreadable(read: Callable[..., Outcome]) -> None:

@@ -99,6 +99,19 @@ def test_every_text_is_kept_or_rejected(tmp_path: Path) -> None:
     assert len(documents) == 3
 
 
+def test_a_text_full_of_holes_is_no_clean_text(tmp_path: Path) -> None:
+    """The rules cut replacement characters, so what is left of such a text looks like prose."""
+    holed = "".join("\ufffd" if i % 8 in (1, 4, 6) and c != "\n" else c for i, c in enumerate(novel(1, 9)))
+    lost = novel(1, 9).replace("，", "\ue5e5")
+    _, documents = clean_files(tmp_path, {"a.txt": holed, "b.txt": lost, "c.txt": novel(1, 9)})
+    rejected = read(tmp_path, "clean-00000.rejected")
+    assert [row["reason"] for row in rejected] == ["garbage", "garbage"] and len(documents) == 1
+    assert "% of " in rejected[0]["detail"] and "`max_garbage_share` is 0.02" in rejected[0]["detail"]
+    (tmp_path / "work" / "clean-00000.json").unlink()
+    lenient = SETTINGS._replace(limits=LIMITS._replace(max_garbage_share=0.5))
+    assert len(clean_files(tmp_path, {}, lenient)[1]) == 3
+
+
 def test_titles_come_from_records_and_names(tmp_path: Path) -> None:
     record = json.dumps({"text": "他走了。", "name": "风起"}, ensure_ascii=False)
     settings = SETTINGS._replace(title_column="name")
