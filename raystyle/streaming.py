@@ -29,7 +29,8 @@ CHARACTERS_PER_TOKEN = 2  # at most, about, of Chinese
 
 
 def survey(config: PrepareConfig, run_dir: str) -> dict[str, Any]:
-    """List a stream's inputs, which no run's own files are: what stands for a manifest, without rows. Its digest knows them by name, size and time."""
+    """List a stream's inputs, which no run's own files are: what stands for a manifest, without rows. Its digest knows them by
+    name, size and time."""
     corpus, refused, tokenizer = _listed(config, run_dir)
     sources = {unit.source.relpath: unit.source for unit in corpus.units}.values()
     size = sum(map(shards.unit_bytes, corpus.units))

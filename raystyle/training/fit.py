@@ -58,6 +58,11 @@ def fit(
     whenever workers start, on the controller.
     Raises `ConfigError` where Ray has too little for the workers, `TrainingError` where they failed for good.
     """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from raystyle.training.loop import train_worker
+
     check_same_run(config, plan)
     adapter_dir = storage.join(config.output_dir, "adapter")
     if is_finished(adapter_dir, plan.steps):
@@ -66,108 +71,89 @@ def fit(
     claim(config, plan)
     with held(config.output_dir):
         validate = begin_validation() if begin_validation else None
-        return _fit(config, plan, prepared_dir, manifest, layer_counts, validate, stream, use_gpu, cpus, most)
-
-
-def _fit(
-    config: TrainConfig,
-    plan: Plan,
-    prepared_dir: str,
-    manifest: dict[str, Any],
-    layer_counts: dict[str, int],
-    validate: validation.Validate | None,
-    stream: Callable[[], Any] | None,
-    use_gpu: bool,
-    cpus: int,
-    most: int,
-) -> TrainResult:
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from raystyle.training.loop import train_worker
-
-    adapter_dir = storage.join(config.output_dir, "adapter")
-    node = _place_beside(config, use_gpu, cpus) if validate else None
-    validating: dict[str, Any] = {}
-    if validate and node:
-        validating["validation_config"] = validation.ray_config(
-            validate,
-            config.output_dir,
-            node,
-            use_gpu=use_gpu,
-            timeout_s=config.eval_timeout_s,
-            tensorboard="tensorboard" in config.report_to,
-        )
-    task = {
-        "config": to_dict(config),
-        "prepared_dir": prepared_dir,
-        "manifest": manifest,
-        "steps": plan.steps,
-        "warmup_steps": plan.warmup_steps,
-        "checkpoint_steps": list(plan.checkpoints),
-        "layer_counts": layer_counts,
-        "use_gpu": use_gpu,
-        "is_validated": bool(validating),
-        "start_digest": plan.identity["lora_path"],
-        "model_flops": plan.model_flops,
-        "parameters": (plan.base_parameters, plan.trainable_parameters),
-        "stream_shards": manifest.get("stream", {}).get("shards", 0),
-    }
-    checkpoints_dir = storage.join(config.output_dir, "checkpoints")
-    # Which checkpoint to continue from is decided by looking at the checkpoints themselves (`checkpoints.last_good`),
-    # so Ray Train's own list of them, which fails the run where one was deleted, starts anew.
-    storage.delete(storage.join(checkpoints_dir, "checkpoint_manager_snapshot.json"))
-    failure_path = storage.join(config.output_dir, FAILURE)
-    storage.delete(failure_path)
-    workers: Any = most
-    if config.min_workers < most:
-        # Ray Train starts with as many as there is room for, looks every minute whether there is room for more, and
-        # after a loss goes on with those that are left.
-        workers = (config.min_workers, most)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=task,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
-            label_selector=labels(config.train_on) or None,  # type: ignore[call-arg]  # its stub is Ray Train v1's
-        ),
-        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its stub is Ray Train v1's
-            name="checkpoints",
-            storage_path=config.output_dir,
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            # Errors only: its warnings ask for the dashboard's state API, which a local Ray runs without.
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
-            callbacks=[validation.callback(config.output_dir)] if validating else [],
-        ),
-        **validating,
-        **(_streaming(config, stream) if stream else {}),
-    )
-    try:
-        with followed(config.output_dir, plan.steps):
-            trainer.fit()
-    except SystemExit as stop:
-        # Ray Train answers Ctrl-C itself: it stops its workers, then exits (with status 1, whatever it asks for).
-        raise KeyboardInterrupt from stop
-    except ray.exceptions.RayActorError as error:
-        raise TrainingError(f"Ray Train's controller was lost: {error}\nhint: the same command continues") from error
-    except ray.train.TrainingFailedError as error:
-        if not storage.exists(failure_path):
-            raise _explained(error, config) from error
-    if storage.exists(failure_path):
-        failure = storage.read_json(failure_path)
+        node = _place_beside(config, use_gpu, cpus) if validate else None
+        validating: dict[str, Any] = {}
+        if validate and node:
+            validating["validation_config"] = validation.ray_config(
+                validate,
+                config.output_dir,
+                node,
+                use_gpu=use_gpu,
+                timeout_s=config.eval_timeout_s,
+                tensorboard="tensorboard" in config.report_to,
+            )
+        task = {
+            "config": to_dict(config),
+            "prepared_dir": prepared_dir,
+            "manifest": manifest,
+            "steps": plan.steps,
+            "warmup_steps": plan.warmup_steps,
+            "checkpoint_steps": list(plan.checkpoints),
+            "layer_counts": layer_counts,
+            "use_gpu": use_gpu,
+            "is_validated": bool(validating),
+            "start_digest": plan.identity["lora_path"],
+            "model_flops": plan.model_flops,
+            "parameters": (plan.base_parameters, plan.trainable_parameters),
+            "stream_shards": manifest.get("stream", {}).get("shards", 0),
+        }
+        checkpoints_dir = storage.join(config.output_dir, "checkpoints")
+        # Which checkpoint to continue from is decided by looking at the checkpoints themselves (`checkpoints.last_good`),
+        # so Ray Train's own list of them, which fails the run where one was deleted, starts anew.
+        storage.delete(storage.join(checkpoints_dir, "checkpoint_manager_snapshot.json"))
+        failure_path = storage.join(config.output_dir, FAILURE)
         storage.delete(failure_path)
-        raise getattr(errors, failure["error"])(failure["message"])
-    if not is_finished(adapter_dir, plan.steps):
-        raise TrainingError(
-            f"training ended without an adapter in {adapter_dir}\nhint: run the same command to continue"
+        workers: Any = most
+        if config.min_workers < most:
+            # Ray Train starts with as many as there is room for, looks every minute whether there is room for more, and
+            # after a loss goes on with those that are left.
+            workers = (config.min_workers, most)
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=task,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+                label_selector=labels(config.train_on) or None,  # type: ignore[call-arg]  # its stub is Ray Train v1's
+            ),
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its stub is Ray Train v1's
+                name="checkpoints",
+                storage_path=config.output_dir,
+                failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+                # Errors only: its warnings ask for the dashboard's state API, which a local Ray runs without.
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+                callbacks=[validation.callback(config.output_dir)] if validating else [],
+            ),
+            **validating,
+            **(_streaming(config, stream) if stream else {}),
         )
-    if validating:
-        validation.mark_going_on(config.output_dir)  # nobody looks for the mark any more
-    metrics.join(config.output_dir)
-    return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=False)
+        try:
+            with followed(config.output_dir, plan.steps):
+                trainer.fit()
+        except SystemExit as stop:
+            # Ray Train answers Ctrl-C itself: it stops its workers, then exits (with status 1, whatever it asks for).
+            raise KeyboardInterrupt from stop
+        except ray.exceptions.RayActorError as error:
+            raise TrainingError(
+                f"Ray Train's controller was lost: {error}\nhint: the same command continues"
+            ) from error
+        except ray.train.TrainingFailedError as error:
+            if not storage.exists(failure_path):
+                raise _explained(error, config) from error
+        if storage.exists(failure_path):
+            failure = storage.read_json(failure_path)
+            storage.delete(failure_path)
+            raise getattr(errors, failure["error"])(failure["message"])
+        if not is_finished(adapter_dir, plan.steps):
+            raise TrainingError(
+                f"training ended without an adapter in {adapter_dir}\nhint: run the same command to continue"
+            )
+        if validating:
+            validation.mark_going_on(config.output_dir)  # nobody looks for the mark any more
+        metrics.join(config.output_dir)
+        return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=False)
 
 
 def _streaming(config: TrainConfig, stream: Callable[[], Any]) -> dict[str, Any]:
