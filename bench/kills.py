@@ -41,7 +41,7 @@ from safetensors.torch import load_file
 
 HERE = Path(__file__).resolve().parent
 GLOBAL_BATCH = 4
-WAIT_S = 300.0
+WAIT_S = 600.0
 # Python runs it at each start: when the rows' module has been loaded, every row that is asked for is written down.
 SITE = """
 import importlib.abc, importlib.util, os, sys

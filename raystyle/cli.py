@@ -259,8 +259,10 @@ def run_serve(config: ServeConfig) -> None:
 
     for warning in app.check(config):
         print(f"raystyle: warning: {warning}", file=sys.stderr)
-    # For Serve's proxy: limits that it has no setting for. A cluster that runs already has its own, in its image.
-    os.environ.setdefault(wall.VARIABLE, f"{wall.__name__}:build")
+    # For Serve's proxy: limits that it has no setting for, and its way to the ingress. A cluster that runs already has its own,
+    # in its image.
+    for name, value in (app.PROXY_VARIABLES | {wall.VARIABLE: f"{wall.__name__}:build"}).items():
+        os.environ.setdefault(name, value)
     with ray_session(config):
         app.serve(config, say)
 

@@ -19,7 +19,7 @@ import yaml
 from raystyle import __version__
 from raystyle.config import ServeConfig, TrainConfig
 from raystyle.flags import from_dict, parse
-from raystyle.serving import wall
+from raystyle.serving import app, wall
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -294,6 +294,7 @@ def test_the_images_environment_is_what_the_code_asks_for():
     words = [word for name, value in instructions() if name == "ENV" for word in value.split()]
     environment = dict(word.split("=", 1) for word in words)
     assert environment[wall.VARIABLE] == f"{wall.__name__}:build"
+    assert app.PROXY_VARIABLES.items() <= environment.items()
     assert environment["RAY_AUTH_MODE"] == "token"
     used = set(re.findall(r"\$\{(\w+)\}", (CLUSTER / "Dockerfile").read_text()))
     assert used == {value.partition("=")[0] for name, value in instructions() if name == "ARG"}

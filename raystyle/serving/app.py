@@ -31,6 +31,11 @@ LARGE_PARAMETERS = 1_000_000_000
 START_TIMEOUT_S = 1800.0
 # Requests that Serve lets through to one replica: our own admission counts choices, and is the one that counts.
 SERVE_MAX_ONGOING = 10_000
+# For Serve's proxy: what comes back from the ingress goes by gRPC, as `HandleBackend` asks of the replicas. Ray's actor calls,
+# which are the default, make an object of each message: twice the CPU time a message, between all processes (bench/serve.py).
+PROXY_VARIABLES = {"RAY_SERVE_PROXY_USE_GRPC": "1"}
+# For replicas: their requests in the loop that Serve's own messages are in, not in another thread's.
+REPLICA_VARIABLES = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 
 class Model:
@@ -113,7 +118,7 @@ class HandleBackend:
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
-        self.stream = handle.options(stream=True)
+        self.stream = handle.options(stream=True, _by_reference=False)
 
     async def listing(self) -> Listing:
         with _explained():
@@ -168,11 +173,11 @@ def build(config: ServeConfig, driver: Any = None) -> Any:
 
     values = to_dict(config)
     gpus = config.tensor_parallel_size if config.use_gpu else 0
-    options: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": gpus}
+    variables = dict(REPLICA_VARIABLES)
     if config.engine == "vllm":
         from raystyle.serving.engines.vllm import environment
 
-        options["runtime_env"] = {"env_vars": environment(config)}
+        variables |= environment(config)
     scaling = {
         "min_replicas": config.min_replicas,
         "max_replicas": config.max_replicas,
@@ -184,10 +189,12 @@ def build(config: ServeConfig, driver: Any = None) -> Any:
         "graceful_shutdown_timeout_s": config.drain_timeout_s,
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
     }
+    resources = {"num_cpus": config.cpus_per_replica, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
     model: Any = serve.deployment(
-        name="Model", ray_actor_options=options, autoscaling_config=scaling, health_check_period_s=5, **shared
+        name="Model", ray_actor_options=resources, autoscaling_config=scaling, health_check_period_s=5, **shared
     )(Model)
-    ingress: Any = serve.deployment(name="Ingress", num_replicas=1, ray_actor_options={"num_cpus": 0}, **shared)(
+    resources = {"num_cpus": 0, "runtime_env": {"env_vars": REPLICA_VARIABLES}}
+    ingress: Any = serve.deployment(name="Ingress", num_replicas=1, ray_actor_options=resources, **shared)(
         serve.ingress()(Ingress)
     )
     return ingress.bind(values, model.bind(values), driver)
