@@ -68,7 +68,7 @@ class _Place:
     positions_B: torch.Tensor | None = None
 
 
-class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class _SlotLayer(CacheLayerMixin):
     """One layer's keys and values (slots, H, length, D), grown as they are needed."""
 
     def __init__(self, place: _Place) -> None:

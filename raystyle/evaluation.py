@@ -206,12 +206,12 @@ def _record(run: str, tensorboard: bool, subjects: Iterable[dict[str, Any]]) -> 
 
 def _about_run(run: str) -> dict[str, Any]:
     """What a run's report says of its training."""
-    from raystyle.training import fit, report
+    from raystyle.training import metrics, report
 
-    plan, metrics = storage.read_json(storage.join(run, "plan.json")), fit.read_metrics(run)
-    sections = [section for section in report.sections(plan, metrics, report.read_samples(run)) if section[0] != "Loss"]
-    word, sentence = report.verdict(plan, metrics)
-    return {"training": sections, "metrics": metrics, "loss_gate": f"{word}. {sentence}"}
+    plan, entries = storage.read_json(storage.join(run, "plan.json")), metrics.read(run)
+    sections = [section for section in report.sections(plan, entries, report.read_samples(run)) if section[0] != "Loss"]
+    word, sentence = report.verdict(plan, entries)
+    return {"training": sections, "metrics": entries, "loss_gate": f"{word}. {sentence}"}
 
 
 def _model(config: EvaluateConfig | TrainConfig) -> Any:

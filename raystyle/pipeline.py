@@ -110,7 +110,7 @@ def raw_of(config: TrainConfig | SweepConfig) -> PrepareConfig:
 def train(config: TrainConfig, say: Say) -> Any:
     """Plan, train, report, evaluate and choose the adapter; returns a `training.fit.TrainResult`."""
     from raystyle import evaluation
-    from raystyle.training import fit, report
+    from raystyle.training import fit, metrics, report
 
     checked = preflight(config, is_trained=True)
     config = checked.config  # with what it takes from the adapter that it continues from
@@ -139,7 +139,7 @@ def train(config: TrainConfig, say: Say) -> Any:
             say(line)
     if begin:
         evaluation.conclude(config, begin, not result.unchanged, say)
-        result = dataclasses.replace(result, metrics=fit.read_metrics(config.output_dir))
+        result = dataclasses.replace(result, metrics=metrics.read(config.output_dir))
     if config.select_checkpoint == "last":
         evaluation.select_last(config.output_dir, say)
     return result

@@ -19,7 +19,7 @@ def report() -> dict[str, Any]:
             if float((ones @ ones).sum()) != 64.0**3:
                 told["cuda_error"] = "a product of matrices on the GPU is wrong"
             told["bf16"] = torch.cuda.is_bf16_supported()
-            told["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+            told["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
         except Exception as error:
             told["cuda_error"] = _line(error)
     for name in ("flash_attn", "deepspeed"):

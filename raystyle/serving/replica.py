@@ -267,7 +267,7 @@ class Replica:
     async def _choice(self, generation: Generation, number: int, row: Row) -> AsyncGenerator[Delta, None]:
         text, scores = TextStream(self.tokenizer, generation.stop), LogprobStream(self.tokenizer)
         wants_prompt = generation.echo
-        async with contextlib.aclosing(self.engine.generate(row)) as found:  # type: ignore[type-var]
+        async with contextlib.aclosing(self.engine.generate(row)) as found:
             async for tokens_ in found:
                 if wants_prompt:
                     wants_prompt = False

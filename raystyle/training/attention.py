@@ -85,7 +85,7 @@ def varlen(
     if cu_seq_lens_q is None or max_length_q is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[return-value]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     from torch.nn.attention.varlen import varlen_attn
 
     # The kernel has shared keys by itself; from torch 2.12 on it wants to be told that they are meant.
@@ -120,7 +120,7 @@ def packed_sdpa(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if block_lengths is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[return-value]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     window = kwargs.get("sliding_window")
     blocks = zip(*(tensor.split(block_lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [

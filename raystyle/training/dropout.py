@@ -83,7 +83,7 @@ def _kernel() -> Any:
     import triton
     import triton.language as tl
 
-    @triton.jit(do_not_specialize=["count", "seed", "threshold"])
+    @triton.jit(do_not_specialize=["count", "seed", "threshold"])  # type: ignore[untyped-decorator]
     def kernel(x, total, count, seed, threshold, ADDS: tl.constexpr, BLOCK: tl.constexpr, ROUNDS: tl.constexpr):  # type: ignore[no-untyped-def]
         tile = tl.program_id(0)
         lane = tl.arange(0, BLOCK)

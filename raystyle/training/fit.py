@@ -19,7 +19,6 @@ from raystyle.errors import ConfigError, RunError, StorageError, TrainingError
 from raystyle.flags import to_dict
 from raystyle.training import checkpoints, metrics, validation
 from raystyle.training.follow import followed
-from raystyle.training.metrics import read as read_metrics
 from raystyle.training.plan import FAILURE, STREAM, Plan
 from raystyle.training.preflight import check_same_run, claim, held, is_finished
 
@@ -66,7 +65,7 @@ def fit(
     check_same_run(config, plan)
     adapter_dir = storage.join(config.output_dir, "adapter")
     if is_finished(adapter_dir, plan.steps):
-        return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=True)
+        return TrainResult(adapter_dir, metrics.read(config.output_dir), unchanged=True)
     use_gpu, cpus, most = resources(config, stream is not None)
     claim(config, plan)
     with held(config.output_dir):
@@ -153,7 +152,7 @@ def fit(
         if validating:
             validation.mark_going_on(config.output_dir)  # nobody looks for the mark any more
         metrics.join(config.output_dir)
-        return TrainResult(adapter_dir, read_metrics(config.output_dir), unchanged=False)
+        return TrainResult(adapter_dir, metrics.read(config.output_dir), unchanged=False)
 
 
 def _streaming(config: TrainConfig, stream: Callable[[], Any]) -> dict[str, Any]:

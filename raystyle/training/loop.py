@@ -233,7 +233,7 @@ def callbacks(config: TrainConfig, rank: int, scratch: str) -> tuple[Any, ...]:
     if "tensorboard" not in config.report_to or rank != 0:
         return ()
     from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     target = storage.join(config.output_dir, "tensorboard")
     if not storage.is_remote(target):

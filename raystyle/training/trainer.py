@@ -304,7 +304,7 @@ class PackedTrainer(transformers.Trainer):
 
         Then proves isolation, in the state in which training goes on.
         """
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
         if self.is_world_process_zero():
             self.read_evaluations()
         if resume_from_checkpoint is not None:

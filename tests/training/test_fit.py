@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from raystyle import adapters, flags, storage
 from raystyle.config import TrainConfig
 from raystyle.errors import RunError, StorageError
-from raystyle.training import checkpoints, fit
+from raystyle.training import checkpoints, fit, metrics
 
 STEPS = 40
 
@@ -110,7 +110,7 @@ def test_what_was_measured_afterwards_is_written_with_few_reads(run, monkeypatch
     monkeypatch.setattr(storage, "read_bytes", lambda uri: reads.append(uri) or original(uri))
     fit.record(str(run), {step: {"rate": step / 2} for step in range(50)}, tensorboard=False)
     assert len(reads) == 50
-    assert [(entry["step"], entry["rate"]) for entry in fit.read_metrics(str(run))] == [(s, s / 2) for s in range(50)]
+    assert [(entry["step"], entry["rate"]) for entry in metrics.read(str(run))] == [(s, s / 2) for s in range(50)]
 
 
 def test_a_run_without_its_marker_is_not_finished(run):
