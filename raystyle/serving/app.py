@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any
@@ -25,10 +26,12 @@ from raystyle.generation import Sampling
 from raystyle.serving import lifetime
 from raystyle.serving.contract import Delta, Generation, Listing, Started
 from raystyle.serving.errors import RequestError
+from raystyle.serving.limits import LAST_WORDS_S
+from raystyle.serving.running import UNREAD_GRACE_S
 
 NAME = "raystyle"
 LARGE_PARAMETERS = 1_000_000_000
-START_TIMEOUT_S = 1800.0
+SAY_EVERY_S = 60.0
 # Requests that Serve lets through to one replica: our own admission counts choices, and is the one that counts.
 SERVE_MAX_ONGOING = 10_000
 # For Serve's proxy: what comes back from the ingress goes by gRPC, as `HandleBackend` asks of the replicas. Ray's actor calls,
@@ -101,7 +104,7 @@ class Ingress:
                 pass
 
     async def drain(self) -> None:
-        """Take no more requests, and return when those that run have ended, or after `drain_timeout_s`."""
+        """Take no more requests, and return when those that run have ended; after `drain_timeout_s` they are told to."""
         await self.http.drain()
 
     async def _end_with_driver(self) -> None:
@@ -186,7 +189,8 @@ def build(config: ServeConfig, driver: Any = None) -> Any:
     shared: dict[str, Any] = {
         "max_ongoing_requests": SERVE_MAX_ONGOING,
         "max_constructor_retry_count": 2,
-        "graceful_shutdown_timeout_s": config.drain_timeout_s,
+        # A copy that is no longer wanted finishes what it has begun. When the server stops, the ingress ends that in time.
+        "graceful_shutdown_timeout_s": config.total_timeout_s + UNREAD_GRACE_S,
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
     }
     resources = {"num_cpus": config.cpus_per_replica, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
@@ -232,6 +236,15 @@ def settle(config: ServeConfig, *, may_grow: bool) -> ServeConfig:
     if engine == "transformers" and config.tensor_parallel_size > 1:
         raise ConfigError("`tensor_parallel_size` is vllm's\nhint: add `--engine vllm`, or leave it out")
     cpus_per_replica = config.cpus_per_replica or (1 if use_gpu else max(1, (cpus - 1) // config.max_replicas))
+    # Serve would wait for them without a word, and without end.
+    needed = [("CPUs", config.min_replicas * cpus_per_replica, cpus)]
+    needed += [("GPUs", config.min_replicas * config.tensor_parallel_size, gpus)] if use_gpu else []
+    for what, wanted, there in needed:
+        if wanted > there and not may_grow:
+            raise ConfigError(
+                f"{config.min_replicas} copies of the model need {wanted} {what}, and this machine has {there}\n"
+                "hint: fewer with `--min_replicas`, or less for each: `--cpus_per_replica`"
+            )
     return dataclasses.replace(config, engine=engine, use_gpu=use_gpu, cpus_per_replica=cpus_per_replica)
 
 
@@ -242,10 +255,18 @@ def _has_vllm() -> bool:
 
 
 def check(config: ServeConfig) -> list[str]:
-    """What can be refused before Ray starts: keys, model, port. Returns warnings. Raises `ConfigError`, `ModelError`."""
+    """What can be refused before Ray starts: Ray's own ports, keys, model, port. Returns warnings.
+
+    Raises `ConfigError`, `ModelError`.
+    """
     from raystyle import models, storage
     from raystyle.serving.keys import read_keys
 
+    if not _is_joined(config) and os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        raise ConfigError(
+            "RAY_AUTH_MODE is `disabled`: Ray's own ports, which are open to the network, would run whoever's code\n"
+            "hint: unset RAY_AUTH_MODE, or set it to `token`"
+        )
     warnings = [*read_keys(config.api_key_file).warnings, *read_keys(config.admin_key_file).warnings]
     models.check_name(config.model_name_or_path)
     for path in config.adapters_path:
@@ -267,7 +288,7 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve until interrupted, in a Ray that runs already; then let running requests finish and take the application down."""
     from ray import serve as ray_serve
 
-    is_joined = bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
+    is_joined = _is_joined(config)
     config = settle(config, may_grow=is_joined)
     _refuse_a_second_serve()
     # What Serve tells of itself is for its logs; what a person needs is said below.
@@ -279,7 +300,8 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     )
     driver = lifetime.driver() if is_joined else None  # held here: nobody else's handle keeps it
     try:
-        ingress = _start(build(config, driver))
+        with _told_of_waiting(say):
+            ingress = _start(build(config, driver))
         try:
             ingress.warm_up.remote().result(timeout_s=config.first_token_timeout_s)
             say(_described(config))
@@ -287,13 +309,21 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
                 time.sleep(3600)
         except KeyboardInterrupt:
             say(f"stopping: running requests have {config.drain_timeout_s:g} s to finish")
-            ingress.drain.remote().result(timeout_s=config.drain_timeout_s + 10)
+            ingress.drain.remote().result(timeout_s=config.drain_timeout_s + LAST_WORDS_S + 10)
     finally:
         if is_joined:
             # A message to Serve's controller, which does the rest even if nobody waits for it.
             ray_serve.shutdown()
         else:  # Ray ends now, and Serve with it
-            ray_serve.delete(NAME)
+            try:
+                ray_serve.delete(NAME)
+            except TimeoutError:
+                say("a copy of the model did not end in time, and ends with Ray")
+
+
+def _is_joined(config: ServeConfig) -> bool:
+    """Whether it is a Ray that runs already."""
+    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
 
 
 def _refuse_a_second_serve() -> None:
@@ -308,6 +338,29 @@ def _refuse_a_second_serve() -> None:
         "this Ray serves something already, and another `--host` and `--port` would have no effect\n"
         "hint: `serve deploy` adds an application to what runs, and `serve shutdown` ends it"
     )
+
+
+@contextlib.contextmanager
+def _told_of_waiting(say: Callable[[str], None]) -> Iterator[None]:
+    """While the block lasts, what Serve waits for, each minute: a cluster may have to grow first."""
+    from ray import serve as ray_serve
+
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(SAY_EVERY_S):
+            applications = ray_serve.status().applications
+            deployments = applications[NAME].deployments.values() if NAME in applications else ()
+            reasons = [" ".join(deployment.message.split())[:500] for deployment in deployments if deployment.message]
+            say("waiting  " + (" ".join(reasons) or "for the model to start"))
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watching.join()
 
 
 def _start(application: Any) -> Any:

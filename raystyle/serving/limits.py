@@ -5,8 +5,8 @@ All of it lives in one event loop and is checked and changed without awaiting, s
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from raystyle.config import ServeConfig
 from raystyle.serving.errors import RequestError
@@ -21,6 +21,7 @@ CELLS_PER_N = 4
 # When to come back where no rate says it: a second frees some rows on any machine that is not overrun.
 BUSY_RETRY_AFTER_S = 1.0
 DRAINING_RETRY_AFTER_S = 5.0  # another one may have taken its place by then
+LAST_WORDS_S = 5.0  # for what is ended by a stop, to be told so
 
 
 def max_choices(config: ServeConfig) -> int:
@@ -39,12 +40,13 @@ def capacity(config: ServeConfig) -> int:
 
 
 class Admission:
-    """Counts choices in flight, and takes no more once it is drained."""
+    """Counts choices in flight, takes no more once it is drained, and then ends those that take too long."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.in_flight, self.is_draining = most, 0, False
+        self.most, self.in_flight, self.is_draining, self.is_over = most, 0, False, False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._waits: set[asyncio.Timeout] = set()
 
     @contextmanager
     def admitted(self, choices: int) -> Iterator[None]:
@@ -67,15 +69,30 @@ class Admission:
             if not self.in_flight:
                 self._is_idle.set()
 
+    @asynccontextmanager
+    async def waiting_until(self, deadline_s: float) -> AsyncIterator[None]:
+        """`asyncio.timeout_at`, which a drained server brings forward: `TimeoutError`, and `is_over` says which it was."""
+        async with asyncio.timeout_at(0.0 if self.is_over else deadline_s) as timeout:
+            self._waits.add(timeout)
+            try:
+                yield
+            finally:
+                self._waits.discard(timeout)
+
     async def drain(self, timeout_s: float) -> bool:
-        """Takes no more, and waits for what is in flight; False where that took longer."""
+        """Takes no more, and waits for what is in flight; False where that took longer, and was told to end."""
         self.is_draining = True
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._is_idle.wait()
-        except TimeoutError:
-            return False
-        return True
+                return True
+        self.is_over = True
+        for wait in self._waits:
+            wait.reschedule(0.0)
+        with suppress(TimeoutError):  # one that does not read its answer is not waited for
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._is_idle.wait()
+        return False
 
 
 class Bucket:

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from raystyle.config import ServeConfig
+from raystyle.errors import ConfigError
+from raystyle.flags import from_dict
+from raystyle.serving import app
+
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("joined")]
 
 ROOT = Path(__file__).parents[2]
@@ -174,3 +179,19 @@ def test_a_key_that_is_too_short_is_not_shown(tiny_model, tmp_path):
     keys.chmod(0o600)
     said = refused("serve", "--model_name_or_path", tiny_model, "--api_key_file", keys, "--port", 1025)
     assert "line 1" in said and "hunter2" not in said
+
+
+@pytest.mark.parametrize(("copies", "cores"), [(1, 3), (3, 1)])
+def test_copies_of_the_model_that_nobody_has_room_for(copies, cores, tiny_model):
+    """Of a Ray of its own nothing more can come: Serve would wait for ever. A cluster may grow."""
+    values = {"min_replicas": copies, "max_replicas": copies, "cpus_per_replica": cores}
+    config = from_dict(ServeConfig, values | {"model_name_or_path": str(tiny_model)})
+    with pytest.raises(ConfigError, match=f"{copies} copies of the model need 3 CPUs, and this machine has 2\nhint: "):
+        app.settle(config, may_grow=False)
+    assert app.settle(config, may_grow=True).cpus_per_replica == cores
+
+
+def test_a_ray_of_its_own_that_asks_nobody_for_a_token(tiny_model, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "hint: unset RAY_AUTH_MODE" in refused("serve", "--model_name_or_path", tiny_model, "--port", 1025)

@@ -286,17 +286,24 @@ def test_ready_only_where_the_model_answers_and_the_server_is_not_about_to_stop(
     asyncio.run(scenario())
 
 
-def test_drain_gives_up_in_time():
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_what_outlasts_a_drain_is_told_so(has_begun):
+    """An answer that has not begun is an error; one that streams ends with it."""
+
     async def scenario():
         backend = Scripted()
-        backend.first_token_s = 60
-        app = app_of(backend, drain_timeout_s=0.05)
-        running = asyncio.create_task(ask(app, "POST", "/v1/completions", COMPLETION))
+        if has_begun:
+            backend.token_s = 60
+        else:
+            backend.first_token_s = 60
+        app = app_of(backend, drain_timeout_s=0.2)
+        running = asyncio.create_task(ask(app, "POST", "/v1/completions", COMPLETION | {"stream": True}))
         while not backend.asked:
             await asyncio.sleep(0.001)
         assert not await app.drain()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        answer = await running
+        assert answer.status == (200 if has_begun else 503)
+        assert b'"unavailable"' in answer.body and b"the server has stopped" in answer.body
 
     asyncio.run(scenario())
 
