@@ -14,6 +14,12 @@ from raystyle.serving.errors import RequestError
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32_768
 MAX_TARGET_BYTES = 2_048
+# The connection's own, which `wall` keeps. Beyond the first a head is not read to its end; below, the application refuses it
+# by its own, smaller limits. Other bytes that are no body, such as trailers, may be as many.
+MAX_HEAD_BYTES = 2 * (MAX_HEADER_BYTES + MAX_TARGET_BYTES)
+HEAD_TIMEOUT_S = 15.0  # from a connection's first moment, or from the end of an answer to the next request
+UNREAD_TIMEOUT_S = 60.0  # how long an answer may wait for a client that takes none of it
+MAX_CONNECTIONS = 800  # several times what may be in flight, and fewer than the files a process may open at the least
 # A body of the default limit takes a second on a slow line; a client that drips one in must not hold a place.
 BODY_TIMEOUT_S = 15.0
 # The cells of a comparison, in units of `max_n`: four models or so, each with as many choices as one request may have.
