@@ -16,13 +16,13 @@ from raystyle.serving.access import Record, record_of
 from raystyle.serving.completions import adapter_of, check_length, check_scale, random_seed, usage
 from raystyle.serving.contract import BASE, PACE_S, PACE_UNWATCHED_S, Card, Generation
 from raystyle.serving.limits import max_cells
-from raystyle.serving.protocol import CompareRequest, parse, refuse
-from raystyle.serving.running import DONE, Gains, Job, Service, answer, event, send_json, stream
+from raystyle.serving.protocol import CompareRequest, refuse
+from raystyle.serving.running import DONE, Gains, Job, Service, answer, asked, event, send_json, stream
 
 
 async def compare(service: Service, request: HTTPRequest) -> ASGIApp:
     """The route."""
-    body = parse(CompareRequest, await request.body(), request.headers.get("content-type", ""))
+    body = await asked(CompareRequest, request)
     most = max_cells(service.config)
     if len(body.models) > most:
         refuse(f"`models` has {len(body.models)} models, where {most} cells are taken", "models")

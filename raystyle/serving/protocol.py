@@ -9,11 +9,22 @@ import json
 import math
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from raystyle.serving.errors import RequestError
 
 MAX_DEPTH = 32
+MAX_KEYS = 256  # of one object
+MAX_PROMPTS, MAX_MESSAGES = 2048, 1024
 MAX_STOPS, MAX_STOP_CHARS = 16, 256  # OpenAI takes 4
 MAX_SEED = 2**63 - 1
 MAX_TOP_K = 1_000_000  # more than any vocabulary
@@ -65,11 +76,10 @@ def parse(model: type[Body], raw: bytes, content_type: str) -> Body:
     value = load_json(raw)
     if not isinstance(value, dict):
         refuse("the body is no JSON object")
-    foreign = [key for key in value if key not in model.model_fields]
-    for key in foreign:
+    for key in value.keys() - model.model_fields.keys():
         _check_foreign(model, key, value[key])
     try:
-        return model.model_validate({key: item for key, item in value.items() if key not in foreign})
+        return model.model_validate({key: item for key, item in value.items() if key in model.model_fields})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
     param = ".".join(str(part) for part in first["loc"])[:100]
@@ -94,8 +104,8 @@ def _check_foreign(model: type["Request"], key: str, value: Any) -> None:
 
 
 def load_json(raw: bytes) -> Any:
-    """JSON by the letter: UTF-8, no NaN, numbers that fit into 64 bits, not nested too deeply, no halves of surrogates.
-    Raises `RequestError` `invalid_value`."""
+    """JSON by the letter: UTF-8, no NaN, numbers that fit into 64 bits, not nested too deeply, no object of many keys, no halves
+    of surrogates. Raises `RequestError` `invalid_value`."""
     try:
         value = json.loads(
             raw.decode("utf-8"), parse_constant=_no_constant, parse_int=_int_of_64_bits, parse_float=_finite
@@ -106,7 +116,7 @@ def load_json(raw: bytes) -> Any:
         refuse(f"the body is no JSON: {error.msg} at character {error.pos}")
     except RecursionError:
         refuse(f"the body is nested more than {MAX_DEPTH} deep")
-    _check_depth(value)
+    _check_shape(value)
     if b"\\u" in raw:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -134,12 +144,15 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _check_depth(value: Any) -> None:
+def _check_shape(value: Any) -> None:
     level, depth = [value], 0
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
         if depth > MAX_DEPTH:
             refuse(f"the body is nested more than {MAX_DEPTH} deep")
+        keys = max((len(item) for item in level if isinstance(item, dict)), default=0)
+        if keys > MAX_KEYS:
+            refuse(f"the body has an object of {keys} keys, where {MAX_KEYS} are taken")
         level = [item for parent in level for item in (parent.values() if isinstance(parent, dict) else parent)]
 
 
@@ -152,6 +165,8 @@ def _prompts(value: Any) -> Any:
         return (value,)
     if not isinstance(value, list) or not value:
         raise ValueError("a prompt is text, a list of texts, a list of token ids, or a list of such lists")
+    if not isinstance(value[0], int) and len(value) > MAX_PROMPTS:
+        raise ValueError(f"{len(value)} prompts, where {MAX_PROMPTS} are taken")
     if all(isinstance(item, str) for item in value):
         return tuple(value)
     if all(isinstance(item, list) and item for item in value):
@@ -232,6 +247,8 @@ Scale = Annotated[float, Field(ge=0, le=1.5)]
 
 # ── bodies ──
 
+# What is said of a body is its first mistake; without `FailFast` a list would be gone through for all of them.
+
 
 class Strict(BaseModel):
     """No key that is not known, no value of another type; a null is no value."""
@@ -301,7 +318,7 @@ class ChatMessage(Strict):
 class ChatRequest(ModelRequest):
     """Chat, by the tokenizer's own template."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
@@ -320,10 +337,12 @@ class CompareRequest(Request):
     """One prompt, continued by every model at every scale, temperature and seed."""
 
     prompt: str
-    models: list[Name] = Field(min_length=1, max_length=256)
-    lora_scales: list[Scale] = Field([1.0], min_length=1, max_length=16)
-    temperatures: list[Temperature] = Field([0.8], min_length=1, max_length=64)
-    seeds: list[Seed] | None = Field(None, min_length=1, max_length=64, description="default: a random one")
+    models: Annotated[list[Name], FailFast()] = Field(min_length=1, max_length=256)
+    lora_scales: Annotated[list[Scale], FailFast()] = Field([1.0], min_length=1, max_length=16)
+    temperatures: Annotated[list[Temperature], FailFast()] = Field([0.8], min_length=1, max_length=64)
+    seeds: Annotated[list[Seed], FailFast()] = Field(
+        default_factory=list, min_length=1, max_length=64, description="default: a random one"
+    )
     max_tokens: int = Field(200, ge=1)
     top_p: float = Field(0.95, gt=0, le=1)
     stream: bool = True
@@ -331,7 +350,7 @@ class CompareRequest(Request):
     @model_validator(mode="after")
     def _together(self) -> "CompareRequest":
         for name in ("models", "lora_scales", "temperatures", "seeds"):
-            values = getattr(self, name) or []
+            values = getattr(self, name)
             if len(set(values)) < len(values):
                 refuse(f"`{name}` has a value twice", name)
         return self

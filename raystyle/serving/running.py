@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
+from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raystyle.config import ServeConfig
@@ -16,11 +17,14 @@ from raystyle.serving.contract import Delta, Generation, Started
 from raystyle.serving.errors import RequestError
 from raystyle.serving.limits import Admission, Rates
 from raystyle.serving.metrics import Metrics
+from raystyle.serving.protocol import Body, parse
 
 Gains = AsyncGenerator["Gained", None]
 
 # Beyond the deadline that a client is told of: one that does not read is told nothing and only let go.
 UNREAD_GRACE_S = 5.0
+# A body of the default limit may take half a second to read, which all streams would stand still for.
+LONG_BODY_BYTES = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,14 @@ class Gained:
     job: int
     deltas: Sequence[Delta] = ()
     error: RequestError | None = None
+
+
+async def asked(model: type[Body], request: HTTPRequest) -> Body:
+    """What a request asks for. Raises `RequestError` `invalid_value`."""
+    raw, content_type = await request.body(), request.headers.get("content-type", "")
+    if len(raw) > LONG_BODY_BYTES:
+        return await asyncio.to_thread(parse, model, raw, content_type)
+    return parse(model, raw, content_type)
 
 
 async def run(service: Service, record: Record, jobs: Sequence[Job]) -> Gains:

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import logging
+import threading
 import time
 
 import jsonschema
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scripted import CARDS, DIGEST, Scripted, app_of, ask, get, post, text_of
 
-from raystyle.serving import api, openapi
+from raystyle.serving import api, openapi, running
 from raystyle.serving.contract import Card
 from raystyle.serving.errors import RequestError
 
@@ -308,6 +309,20 @@ def test_one_request_has_a_most_of_choices():
     body = COMPLETION | {"prompt": ["甲"] * 9, "n": 2}
     answer = post(app_of(), "/v1/completions", body)
     assert answer.status == 400 and "18 choices, where 16 are taken" in answer.json()["error"]["message"]
+
+
+def test_a_long_body_is_read_beside_other_requests(monkeypatch):
+    parse, on_loop = running.parse, []
+
+    def seen(*given):
+        on_loop.append(threading.current_thread() is threading.main_thread())
+        return parse(*given)
+
+    monkeypatch.setattr(running, "parse", seen)
+    assert post(app_of(), "/v1/completions", COMPLETION).status == 200
+    assert post(app_of(), "/v1/completions", COMPLETION | {"prompt": "甲" * 40_000}).status == 200
+    assert post(app_of(), "/v1/completions", COMPLETION | {"prompt": ["甲" * 40_000, 1]}).status == 400
+    assert on_loop == [True, False, False]
 
 
 def test_what_does_not_fit_into_the_context_is_called_by_the_word_that_clients_look_for():

@@ -1,6 +1,7 @@
 """What bodies are taken, and what a refusal names."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -152,6 +153,32 @@ def test_who_asks_changes_nothing():
 )
 def test_json_is_taken_by_the_letter(raw, words):
     assert words in refused(CompletionRequest, raw).message
+
+
+MESSAGE = '{"role":"user","content":""}'
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "key", "value", "words"),
+    [
+        (CompletionRequest, TEXT, None, ",".join(f'"{n}":null' for n in range(60_000)), "60002 keys"),
+        (ChatRequest, CHAT, None, '"stream_options":{' + ",".join(f'"{n}":0' for n in range(60_000)) + "}", "keys"),
+        (ChatRequest, CHAT, "messages", "0," * 400_000 + "0", "`messages.0`"),
+        (ChatRequest, CHAT, "messages", f"{MESSAGE}," * 30_000 + MESSAGE, "at most 1024"),
+        (CompletionRequest, TEXT, "prompt", "[0]," * 200_000 + "[0]", "200001 prompts"),
+        (CompletionRequest, TEXT, "prompt", '"",' * 200_000 + '""', "200001 prompts"),
+        (CompareRequest, COMPARE, "models", "0," * 400_000 + "0", "`models.0`"),
+        (CompareRequest, COMPARE, "seeds", '"",' * 300_000 + '""', "`seeds.0`"),
+    ],
+    ids=["keys", "keys within", "messages", "right messages", "ids", "texts", "models", "seeds"],
+)
+def test_a_long_body_is_refused_by_its_first_mistake(model, body, key, value, words):
+    """All that others wait for meanwhile. CPU time, for machines that run tests are busy."""
+    others = json.dumps({name: item for name, item in body.items() if name != key})[:-1]
+    raw = f"{others},{value}}}" if key is None else f'{others},"{key}":[{value}]}}'
+    started_s = time.process_time()
+    assert words in refused(model, raw.encode()).message
+    assert time.process_time() - started_s < 1.2
 
 
 def test_a_pair_of_surrogates_is_a_character():
