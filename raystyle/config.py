@@ -668,10 +668,12 @@ class ServeConfig(RayConfig):
     cors_origins: tuple[str, ...] = option((), "origins whose pages may call the API; default: none but its own")
 
     max_body_bytes: int = option(1_000_000, "a larger request is refused")
-    max_n: int = option(16, "the most choices of one request, over all its prompts")
+    max_n: int = option(32, "the most choices of one request, over all its prompts")
     max_queue: int = option(128, "choices that wait for their turn; further requests are told to come back later")
     requests_per_minute: int | None = option(None, "the most requests of one key; default: any number")
-    tokens_per_minute: int | None = option(None, "the most new tokens asked for by one key; default: any number")
+    tokens_per_minute: int | None = option(
+        None, "the most new tokens of one key, with those that running requests may make; default: any number"
+    )
     first_token_timeout_s: float = option(120.0, "a request without a token after this long is given up")
     total_timeout_s: float = option(600.0, "a request that takes longer is given up")
     drain_timeout_s: float = option(30.0, "how long running requests may take to finish when the server is stopped")

@@ -132,7 +132,9 @@ async def _respond(
                 echo=echo,
                 pace_s=PACE_S if body.stream else PACE_UNWATCHED_S,
             ),
-            most_tokens=body.n * (listing.max_length if max_tokens == AS_MANY_AS_FIT else max_tokens),
+            most_tokens=service.rates.as_many_as_fit(body.n * listing.max_length)
+            if max_tokens == AS_MANY_AS_FIT
+            else body.n * max_tokens,
         )
         for number, prompt in enumerate(prompts)
     ]

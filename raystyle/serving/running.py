@@ -41,7 +41,7 @@ class Service:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A generation, the model that it is counted for, and the most new tokens that it can make."""
+    """A generation, the model that it is counted for, and the most new tokens that its key is asked to have for it."""
 
     model: str
     generation: Generation
@@ -168,8 +168,11 @@ def answer(service: Service, jobs: Sequence[Job], write: Callable[[Record, Gains
         record = record_of(scope)
         record.choices = sum(job.choices for job in jobs)
         most_s = service.config.total_timeout_s + UNREAD_GRACE_S
-        with service.admission.admitted(record.choices):
-            service.rates.take_tokens(record.key, sum(job.most_tokens for job in jobs))
+        most_tokens = sum(job.most_tokens for job in jobs)
+        with (
+            service.admission.admitted(record.choices),
+            service.rates.tokens(record.key, most_tokens, lambda: record.tokens),
+        ):
             async with aclosing(run(service, record, jobs)) as gains:
                 await _while_connected(receive, write(record, gains, send), most_s)
 

@@ -306,9 +306,9 @@ def test_drain_gives_up_in_time():
 
 
 def test_one_request_has_a_most_of_choices():
-    body = COMPLETION | {"prompt": ["甲"] * 9, "n": 2}
+    body = COMPLETION | {"prompt": ["甲"] * 17, "n": 2}
     answer = post(app_of(), "/v1/completions", body)
-    assert answer.status == 400 and "18 choices, where 16 are taken" in answer.json()["error"]["message"]
+    assert answer.status == 400 and "34 choices, where 32 are taken" in answer.json()["error"]["message"]
 
 
 def test_a_long_body_is_read_beside_other_requests(monkeypatch):
@@ -354,6 +354,19 @@ def test_rates_of_requests_and_tokens():
     assert [answer.status for answer in answers] == [200, 200, 429]
     assert answers[2].json()["error"]["code"] == "rate_limit_exceeded" and int(answers[2].headers["retry-after"]) <= 12
     assert post(app, "/v1/completions", COMPLETION | {"n": 3}).status == 400
+
+
+def test_a_rate_of_tokens_is_of_those_that_were_made():
+    asked = {name: value for name, value in CHAT.items() if name != "max_tokens"}  # as many as fit: 4096
+    app = app_of(tokens_per_minute=5000)
+    assert [post(app, "/v1/chat/completions", asked).status for _ in range(3)] == [200] * 3
+    app = app_of(tokens_per_minute=100)
+    answers = [post(app, "/v1/chat/completions", asked) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 429] and int(answers[1].headers["retry-after"]) < 40
+    backend = Scripted()
+    backend.errors = {DIGEST: RequestError("unavailable", "a replica died")}
+    app = app_of(backend, tokens_per_minute=100)
+    assert [post(app, "/v1/completions", COMPLETION | {"max_tokens": 100}).status for _ in range(3)] == [503] * 3
 
 
 def test_a_scale_only_where_there_is_something_to_scale():
