@@ -61,6 +61,9 @@ class Record:
     first_token_s: float | None = None
     status: int | None = None
     code: str = "ok"
+    failed: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # model -> code, where the others of its request went on
     texts: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # only with `log_prompts`
 
     def line(self) -> str:
@@ -75,7 +78,7 @@ class Record:
             "tokens": self.tokens,
             "choices": self.choices,
             "status": self.status,
-            "code": self.code,
+            "code": next(iter(self.failed.values()), "ok") if self.code == "ok" else self.code,
             "first_token_s": self.first_token_s and round(self.first_token_s, 4),
             "total_s": round(time.perf_counter() - self.started_at_s, 4),
         }
@@ -170,7 +173,7 @@ class Access:
             await error_response(told, record.path)(scope, receive, send_on)
         finally:
             for model in record.models or (None,):
-                self.metrics.request(model, record.code, record.key)
+                self.metrics.request(model, record.failed.get(model or "", record.code), record.key)
             logger.log(logging.DEBUG if record.path in QUIET else logging.INFO, "%s", record.line())
 
 

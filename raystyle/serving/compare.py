@@ -102,7 +102,7 @@ async def _events(
     async for gained in gains:
         first = gained.job * draws
         if gained.error is not None:
-            record.code = gained.error.code
+            record.failed[cells[first]["model"]] = gained.error.code
             left = [cell for cell in range(first, first + draws) if cell not in ended]
             yield event({"object": "compare.error", "cells": left, **gained.error.body()})
             continue
@@ -130,7 +130,7 @@ async def _whole(
     async for gained in gains:
         own = told[gained.job * draws : (gained.job + 1) * draws]
         if gained.error is not None:
-            record.code = gained.error.code
+            record.failed[own[0]["model"]] = gained.error.code
             for cell in own:
                 if cell["finish_reason"] is None:
                     cell |= gained.error.body()

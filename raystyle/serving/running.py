@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
@@ -166,12 +167,16 @@ def answer(service: Service, jobs: Sequence[Job], write: Callable[[Record, Gains
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
-        record.choices = sum(job.choices for job in jobs)
+        choices: Counter[str] = Counter()
+        for job in jobs:
+            choices[job.model] += job.choices
+        record.choices = choices.total()
         most_s = service.config.total_timeout_s + UNREAD_GRACE_S
         most_tokens = sum(job.most_tokens for job in jobs)
         with (
             service.admission.admitted(record.choices),
             service.rates.tokens(record.key, most_tokens, lambda: record.tokens),
+            service.metrics.admitted(choices),
         ):
             async with aclosing(run(service, record, jobs)) as gains:
                 await _while_connected(receive, write(record, gains, send), most_s)

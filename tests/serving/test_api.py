@@ -287,6 +287,32 @@ def test_ready_only_where_the_model_answers_and_the_server_is_not_about_to_stop(
     asyncio.run(scenario())
 
 
+def test_probes_and_scrapes_do_not_wait_for_a_model_that_hangs(monkeypatch):
+    monkeypatch.setattr(api, "PROBE_TIMEOUT_S", 0.1)
+
+    class Hanging(Scripted):
+        hangs = False
+
+        async def listing(self):
+            await asyncio.sleep(60 if self.hangs else 0)
+            return self.told
+
+    async def scenario():
+        backend = Hanging()
+        app = app_of(backend)
+        told = [await ask(app, "GET", "/metrics")]
+        backend.hangs = True
+        app._service.catalogue._asked_at_s -= 2  # too old to answer by, not to be told of
+        told += [await ask(app, "GET", path) for path in ("/metrics", "/readyz")]
+        app._service.catalogue._asked_at_s -= 10
+        return [*told, await ask(app, "GET", "/metrics")]
+
+    *ready, probe, last = asyncio.run(asyncio.wait_for(scenario(), 5))
+    assert all(b"raystyle_ready 1.0" in answer.body for answer in ready)
+    assert probe.status == 503 and "within 0.1 s" in probe.json()["error"]["message"]
+    assert last.status == 200 and b"raystyle_ready 0.0" in last.body
+
+
 def test_drain_gives_up_in_time():
     async def scenario():
         backend = Scripted()
@@ -547,6 +573,26 @@ def test_metrics_count_by_model_and_never_by_what_a_client_made_up():
     assert 'raystyle_generated_tokens_total{model="base"} 3.0' in text
     assert 'raystyle_first_token_seconds_count{model="style"} 2.0' in text
     assert "made-up" not in text and "raystyle_ready 1.0" in text
+
+
+def test_choices_in_flight_are_counted_by_model():
+    async def scenario():
+        backend = Scripted()
+        backend.token_s = 60
+        app = app_of(backend)
+        body = {"models": ["base", "style"], "prompt": "甲", "seeds": [1, 2], "lora_scales": [0.5, 1]}
+        asking = asyncio.create_task(ask(app, "POST", "/v1/compare", body))
+        while len(backend.asked) < 3:
+            await asyncio.sleep(0.001)
+        running = (await ask(app, "GET", "/metrics")).body.decode()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        return running, (await ask(app, "GET", "/metrics")).body.decode()
+
+    running, over = asyncio.run(scenario())
+    for text, base, style in ((running, 2.0, 4.0), (over, 0.0, 0.0)):
+        assert f'raystyle_admitted_choices{{model="base"}} {base}' in text
+        assert f'raystyle_admitted_choices{{model="style"}} {style}' in text
 
 
 # ── the document ──
