@@ -391,7 +391,7 @@ def main() -> None:
 def _failures(log: Path) -> list[str]:
     """Mistakes of ours leave a traceback in the log."""
     lines = log.read_text(encoding="utf-8").splitlines()
-    failed = [line[:300] for line in lines if '"code": "internal_error"' in line or line.startswith("Traceback")]
+    failed = [line[:300] for line in lines if '"code": "internal_error"' in line or '"exc": ' in line]
     return [f"in the log: {line}" for line in failed]
 
 

@@ -176,4 +176,6 @@ def limits(config: ServeConfig) -> list[str]:
         f"{MAX_HEADER_BYTES} bytes; path and query: {MAX_TARGET_BYTES} bytes",
         f"time: {config.first_token_timeout_s:g} s to the first token, {config.total_timeout_s:g} s in all; "
         f"{config.drain_timeout_s:g} s to finish when the server stops",
+        f"connections, where raystyle.serving.wall keeps the proxy: {MAX_CONNECTIONS}; {HEAD_TIMEOUT_S:g} s to the end of a "
+        f"request's head, which has {MAX_HEAD_BYTES} bytes at most; {UNREAD_TIMEOUT_S:g} s in which none of an answer is read",
     ]
