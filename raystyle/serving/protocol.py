@@ -1,15 +1,16 @@
 """What may be asked: JSON taken strictly, and the bodies of OpenAI's completions and chat, and of our comparison.
 
 Nothing is guessed and nothing is dropped: a key that is not known, or that asks for what cannot be done, is refused by
-name. A null is the same as leaving the key out, as with OpenAI.
+name. A null is the same as leaving the key out, as with OpenAI. Only beside a part's text may stand anything: notes of clients.
 """
 
 import difflib
 import json
 import math
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,6 +28,7 @@ MAX_KEYS = 256  # of one object
 MAX_PROMPTS, MAX_MESSAGES = 2048, 1024
 MAX_STOPS, MAX_STOP_CHARS = 16, 256  # OpenAI takes 4
 MAX_SEED = 2**63 - 1
+LEAST_TOP_P = 1e-9  # leaves the likeliest token alone, in 32 bits too, of any vocabulary
 MAX_TOP_K = 1_000_000  # more than any vocabulary
 MAX_TOKEN_ID = 2**31 - 1
 SHOWN_CHARS = 60
@@ -194,9 +196,10 @@ def _stops(value: Any) -> Any:
 def _content(value: Any) -> Any:
     """A message's text, which may come in parts."""
     if isinstance(value, list) and value:
-        if not all(isinstance(part, dict) and part.keys() == {"type", "text"} for part in value):
-            raise ValueError('a content is text, or parts as {"type": "text", "text": "…"}')
-        if not all(part["type"] == "text" and isinstance(part["text"], str) for part in value):
+        if not all(
+            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+            for part in value
+        ):
             raise ValueError('a content is text, or parts as {"type": "text", "text": "…"}')
         return "".join(part["text"] for part in value)
     return value
@@ -212,7 +215,6 @@ _PART_SCHEMA = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
-    "additionalProperties": False,
 }
 
 Prompts = Annotated[
@@ -240,7 +242,9 @@ Content = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _PART_SCHEMA}]}),
 ]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+# Any 64 bits are a seed, as with OpenAI; what answers are told is never negative.
+Seed = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), AfterValidator(lambda seed: seed % (MAX_SEED + 1))]
+TopP = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda top_p: max(top_p, LEAST_TOP_P))]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Scale = Annotated[float, Field(ge=0, le=1.5)]
 
@@ -265,14 +269,14 @@ class Request(Strict):
     """What all three bodies have. Ours are `top_k`, `repetition_penalty` and the scale."""
 
     stop: Stops = ()
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: TopP = 1.0
     top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="draw from so many of the likeliest tokens; 0: from all")
     repetition_penalty: float = Field(1.0, ge=0.1, le=10)
 
 
 class StreamOptions(Strict):
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class ModelRequest(Request):
@@ -287,6 +291,12 @@ class ModelRequest(Request):
     stream: bool = False
     stream_options: StreamOptions | None = None
     lora_scale: Scale = Field(1.0, description="multiplies the adapter's update, where the engine can")
+
+    @model_validator(mode="after")
+    def _stream_options_with_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            refuse("`stream_options` goes with `stream`: true", "stream_options")
+        return self
 
 
 class CompletionRequest(ModelRequest):
@@ -313,6 +323,10 @@ class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: str | None = Field(None, max_length=256, description="not shown to the model")
+    # What an answer of OpenAI's has beside its text, when it comes back as a message: nothing.
+    annotations: list[Any] = Field([], max_length=0)
+    tool_calls: list[Any] = Field([], max_length=0)
+    refusal: Literal[""] = ""
 
 
 class ChatRequest(ModelRequest):
@@ -344,7 +358,7 @@ class CompareRequest(Request):
         default_factory=list, min_length=1, max_length=64, description="default: a random one"
     )
     max_tokens: int = Field(200, ge=1)
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: TopP = 0.95
     stream: bool = True
 
     @model_validator(mode="after")

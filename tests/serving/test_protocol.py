@@ -66,9 +66,25 @@ def test_null_is_the_same_as_nothing():
 
 
 def test_a_message_of_ours_may_be_sent_back():
-    taken(
-        ChatRequest, CHAT | {"messages": [{"role": "assistant", "content": "甲", "refusal": None, "tool_calls": None}]}
-    )
+    nothing = dict.fromkeys(["refusal", "annotations", "audio", "function_call", "tool_calls"])
+    for more in (nothing, {"refusal": "", "annotations": [], "tool_calls": []}):
+        (message,) = taken(ChatRequest, CHAT | {"messages": [{"role": "assistant", "content": "甲"} | more]}).messages
+        assert (message.role, message.content) == ("assistant", "甲")
+
+
+def test_what_openai_takes_at_the_ends_of_its_ranges_is_taken():
+    assert taken(CompletionRequest, TEXT | {"seed": -1}).seed == 2**63 - 1
+    assert taken(CompareRequest, COMPARE | {"seeds": [-(2**63), 2**63 - 1]}).seeds == [0, 2**63 - 1]
+    assert 0 < taken(ChatRequest, CHAT | {"top_p": 0}).top_p < 1e-6
+    assert 0 < taken(CompareRequest, COMPARE | {"top_p": 0}).top_p < 1e-6
+    options = {"include_usage": True, "include_obfuscation": False}
+    assert taken(ChatRequest, CHAT | {"stream": True, "stream_options": options}).stream_options.include_usage
+
+
+def test_a_part_of_a_content_may_have_notes_of_its_client():
+    part = {"type": "text", "text": "甲", "cache_control": {"type": "ephemeral"}}
+    (message,) = taken(ChatRequest, CHAT | {"messages": [{"role": "user", "content": [part]}]}).messages
+    assert message.content == "甲"
 
 
 @pytest.mark.parametrize(
@@ -79,8 +95,8 @@ def test_a_message_of_ours_may_be_sent_back():
         (CompletionRequest, TEXT | {"temperature": "1"}, "temperature", "valid number"),
         (CompletionRequest, TEXT | {"n": 0}, "n", "greater than or equal to 1"),
         (CompletionRequest, TEXT | {"n": True}, "n", "valid integer"),
-        (CompletionRequest, TEXT | {"top_p": 0}, "top_p", "greater than 0"),
-        (CompletionRequest, TEXT | {"seed": -1}, "seed", "greater"),
+        (CompletionRequest, TEXT | {"top_p": -0.1}, "top_p", "greater than or equal to 0"),
+        (CompletionRequest, TEXT | {"stream_options": {}}, "stream_options", "goes with `stream`"),
         (CompletionRequest, TEXT | {"logprobs": 6}, "logprobs", "less than or equal to 5"),
         (CompletionRequest, TEXT | {"lora_scale": 1.6}, "lora_scale", "1.5"),
         (CompletionRequest, TEXT | {"stop": [""]}, "stop", "texts of 1"),
@@ -90,6 +106,12 @@ def test_a_message_of_ours_may_be_sent_back():
         (CompletionRequest, TEXT | {"temprature": 1}, "temprature", "did you mean `temperature`"),
         (CompletionRequest, TEXT | {"xyz": 1}, "xyz", "there are"),
         (CompletionRequest, TEXT | {"stream_options": {"x": 1}}, "stream_options.x", "not permitted"),
+        (
+            ChatRequest,
+            CHAT | {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "False",
+        ),
         (CompletionRequest, TEXT | {"frequency_penalty": 0.5}, "frequency_penalty", "has no frequency_penalty"),
         (CompletionRequest, TEXT | {"frequency_penalty": False}, "frequency_penalty", "has no frequency_penalty"),
         (CompletionRequest, TEXT | {"logit_bias": {"5": 1}}, "logit_bias", "has no logit_bias"),
@@ -99,6 +121,12 @@ def test_a_message_of_ours_may_be_sent_back():
         (ChatRequest, CHAT | {"messages": []}, "messages", "at least 1"),
         (ChatRequest, CHAT | {"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "system"),
         (ChatRequest, CHAT | {"messages": [{"role": "user", "content": None}]}, "messages.0.content", "missing"),
+        (
+            ChatRequest,
+            CHAT | {"messages": [{"role": "assistant", "content": "甲", "tool_calls": [{}]}]},
+            "messages.0.tool_calls",
+            "at most 0",
+        ),
         (ChatRequest, CHAT | {"top_logprobs": 3}, "top_logprobs", "goes with"),
         (ChatRequest, CHAT | {"prompt": "甲"}, "prompt", "there is no `prompt`"),
         (ChatRequest, CHAT | {"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "differ"),
