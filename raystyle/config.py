@@ -31,6 +31,10 @@ Schedule = Literal[
 ]
 # Optimizers whose states checkpoints hold and continue exactly.
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
+# A name or an address as requests have it in Host, without the port, and what browsers send as Origin, which never has the
+# scheme's own port.
+HOST = r"[\w-]+(\.[\w-]+)*|\[?[0-9a-fA-F.]*(:[0-9a-fA-F.]*){2,7}\]?"
+ORIGIN = rf"(?!http://.*:80/?$|https://.*:443/?$)[a-z][a-z0-9+.-]*://({HOST})(:\d+)?/?"
 NEUTRAL_PROMPT = "今日天气阴沉，"
 # Above this, an update is scaled several times harder than the usual alpha = 2r (scale 2): alpha 256 at rank 128 with
 # rsLoRA means 22.6 where plain LoRA means 2.
@@ -715,6 +719,18 @@ class ServeConfig(RayConfig):
             f"`host` is {self.host}, which others can reach, and no keys are set\n"
             "hint: add `--api_key_file keys.txt`, or listen on 127.0.0.1 and forward the port by `ssh -L`",
         )
+        for name in self.allowed_hosts:
+            require(
+                re.fullmatch(HOST, name, re.ASCII) is not None,
+                f"`allowed_hosts` has `{name}`, which no request is ever for\n"
+                "hint: a name or an address alone, as in style.example: no scheme, no port, no `*`",
+            )
+        for origin in self.cors_origins:
+            require(
+                re.fullmatch(ORIGIN, origin, re.ASCII | re.IGNORECASE) is not None,
+                f"`cors_origins` has `{origin}`, which no browser ever sends\n"
+                "hint: a scheme and a name, and a port that is not the scheme's own, as in https://desk.example; no path, no `*`",
+            )
 
     @property
     def is_loopback(self) -> bool:
