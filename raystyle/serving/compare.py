@@ -15,8 +15,9 @@ from raystyle.generation import Sampling
 from raystyle.serving.access import Record, record_of
 from raystyle.serving.completions import adapter_of, check_length, check_scale, random_seed, usage
 from raystyle.serving.contract import BASE, PACE_S, PACE_UNWATCHED_S, Card, Generation
+from raystyle.serving.errors import refuse
 from raystyle.serving.limits import max_cells
-from raystyle.serving.protocol import CompareRequest, refuse
+from raystyle.serving.protocol import CompareRequest
 from raystyle.serving.running import DONE, Gains, Job, Service, answer, asked, event, send_json, stream
 
 

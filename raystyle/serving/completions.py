@@ -26,9 +26,9 @@ from raystyle.serving.contract import (
     Message,
     TokenLogprob,
 )
-from raystyle.serving.errors import RequestError
+from raystyle.serving.errors import RequestError, refuse
 from raystyle.serving.limits import max_choices
-from raystyle.serving.protocol import MAX_SEED, ChatRequest, CompletionRequest, ModelRequest, refuse
+from raystyle.serving.protocol import MAX_SEED, ChatRequest, CompletionRequest, ModelRequest
 from raystyle.serving.running import DONE, Gains, Job, Service, answer, asked, dumps, event, send_json, stream
 
 AS_MANY_AS_FIT = -1  # OpenAI's default for a chat

@@ -1,13 +1,11 @@
-"""What may be asked: JSON taken strictly, and the bodies of OpenAI's completions and chat, and of our comparison.
+"""What may be asked: the bodies of OpenAI's completions and chat, and of our comparison.
 
 Nothing is guessed and nothing is dropped: a key that is not known, or that asks for what cannot be done, is refused by
 name. A null is the same as leaving the key out, as with OpenAI. Only beside a part's text may stand anything: notes of clients.
 """
 
 import difflib
-import json
-import math
-from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -21,17 +19,15 @@ from pydantic import (
     model_validator,
 )
 
-from raystyle.serving.errors import RequestError
+from raystyle.serving.errors import refuse
+from raystyle.serving.strict_json import SHOWN_CHARS, load_json
 
-MAX_DEPTH = 32
-MAX_KEYS = 256  # of one object
 MAX_PROMPTS, MAX_MESSAGES = 2048, 1024
 MAX_STOPS, MAX_STOP_CHARS = 16, 256  # OpenAI takes 4
 MAX_SEED = 2**63 - 1
 LEAST_TOP_P = 1e-9  # leaves the likeliest token alone, in 32 bits too, of any vocabulary
 MAX_TOP_K = 1_000_000  # more than any vocabulary
 MAX_TOKEN_ID = 2**31 - 1
-SHOWN_CHARS = 60
 
 # What OpenAI has and this server has not, with the values that ask for nothing.
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -58,17 +54,10 @@ IGNORED = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", 
 Body = TypeVar("Body", bound="Request")
 
 
-def refuse(message: str, param: str | None = None) -> NoReturn:
-    raise RequestError("invalid_value", message, param)
-
-
 def shown(value: Any) -> str:
     """A value as a message shows it: short, and on one line."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
-
-
-# ── JSON ──
 
 
 def parse(model: type[Body], raw: bytes, content_type: str) -> Body:
@@ -78,8 +67,9 @@ def parse(model: type[Body], raw: bytes, content_type: str) -> Body:
     value = load_json(raw)
     if not isinstance(value, dict):
         refuse("the body is no JSON object")
-    for key in value.keys() - model.model_fields.keys():
-        _check_foreign(model, key, value[key])
+    for key, item in value.items():
+        if key not in model.model_fields:
+            _check_foreign(model, key, item)
     try:
         return model.model_validate({key: item for key, item in value.items() if key in model.model_fields})
     except ValidationError as error:
@@ -103,59 +93,6 @@ def _check_foreign(model: type["Request"], key: str, value: Any) -> None:
     near = difflib.get_close_matches(key[:64], model.model_fields, n=1)
     hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(model.model_fields)}"
     refuse(f"there is no `{key[:64]}`{hint}", key[:64])
-
-
-def load_json(raw: bytes) -> Any:
-    """JSON by the letter: UTF-8, no NaN, numbers that fit into 64 bits, not nested too deeply, no object of many keys, no halves
-    of surrogates. Raises `RequestError` `invalid_value`."""
-    try:
-        value = json.loads(
-            raw.decode("utf-8"), parse_constant=_no_constant, parse_int=_int_of_64_bits, parse_float=_finite
-        )
-    except UnicodeDecodeError as error:
-        refuse(f"the body is not UTF-8: byte {error.start} does not belong there")
-    except json.JSONDecodeError as error:
-        refuse(f"the body is no JSON: {error.msg} at character {error.pos}")
-    except RecursionError:
-        refuse(f"the body is nested more than {MAX_DEPTH} deep")
-    _check_shape(value)
-    if b"\\u" in raw:
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            refuse("the body has half a surrogate pair, which no text has")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    refuse(f"the body has {name}, which JSON has not")
-
-
-def _int_of_64_bits(digits: str) -> int:
-    # int() of a very long one is refused by Python; 20 characters hold any of 64 bits.
-    value = int(digits) if len(digits) <= 20 else None
-    if value is None or not -(2**63) <= value < 2**63:
-        refuse(f"the body has the whole number {digits[:SHOWN_CHARS]}, which does not fit into 64 bits")
-    return value
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        refuse(f"the body has the number {digits[:SHOWN_CHARS]}, which is too large")
-    return value
-
-
-def _check_shape(value: Any) -> None:
-    level, depth = [value], 0
-    while level := [item for item in level if isinstance(item, dict | list)]:
-        depth += 1
-        if depth > MAX_DEPTH:
-            refuse(f"the body is nested more than {MAX_DEPTH} deep")
-        keys = max((len(item) for item in level if isinstance(item, dict)), default=0)
-        if keys > MAX_KEYS:
-            refuse(f"the body has an object of {keys} keys, where {MAX_KEYS} are taken")
-        level = [item for parent in level for item in (parent.values() if isinstance(parent, dict) else parent)]
 
 
 # ── values that may be written in several ways ──
