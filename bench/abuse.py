@@ -327,13 +327,13 @@ async def get(port: int, path: str, key: str = KEY) -> Answer:
 async def at_rest(port: int, hostile: int) -> list[str]:
     """What is wrong once everybody has left."""
     deadline = time.monotonic() + 60
-    lines = ("raystyle_admitted_choices 0.0", "raystyle_running_rows 0.0", "raystyle_waiting_rows 0.0")
     while True:
         text = (await get(port, "/metrics")).body.decode()
-        if all(line in text for line in lines):
+        depths = re.findall(r"^raystyle_(?:admitted|running|waiting)_.*", text, re.MULTILINE)
+        if depths and all(depth.endswith(" 0.0") for depth in depths):
             break
         if time.monotonic() > deadline:
-            return ["rows still run: " + " ".join(re.findall(r"raystyle_(?:admitted|running|waiting)\S* \S+", text))]
+            return ["rows still run: " + ", ".join(depths)]
         await asyncio.sleep(0.5)
     wrong = []
     listing = json.loads((await get(port, "/v1/models")).body)
@@ -391,7 +391,7 @@ def main() -> None:
 def _failures(log: Path) -> list[str]:
     """Mistakes of ours leave a traceback in the log."""
     lines = log.read_text(encoding="utf-8").splitlines()
-    failed = [line[:300] for line in lines if '"code": "internal_error"' in line or line.startswith("Traceback")]
+    failed = [line[:300] for line in lines if '"code": "internal_error"' in line or '"exc": ' in line]
     return [f"in the log: {line}" for line in failed]
 
 

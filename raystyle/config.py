@@ -31,6 +31,10 @@ Schedule = Literal[
 ]
 # Optimizers whose states checkpoints hold and continue exactly.
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
+# A name or an address as requests have it in Host, without the port, and what browsers send as Origin, which never has the
+# scheme's own port.
+HOST = r"[\w-]+(\.[\w-]+)*|\[?[0-9a-fA-F.]*(:[0-9a-fA-F.]*){2,7}\]?"
+ORIGIN = rf"(?!http://.*:80/?$|https://.*:443/?$)[a-z][a-z0-9+.-]*://({HOST})(:\d+)?/?"
 NEUTRAL_PROMPT = "今日天气阴沉，"
 # Above this, an update is scaled several times harder than the usual alpha = 2r (scale 2): alpha 256 at rank 128 with
 # rsLoRA means 22.6 where plain LoRA means 2.
@@ -668,10 +672,12 @@ class ServeConfig(RayConfig):
     cors_origins: tuple[str, ...] = option((), "origins whose pages may call the API; default: none but its own")
 
     max_body_bytes: int = option(1_000_000, "a larger request is refused")
-    max_n: int = option(16, "the most choices of one request, over all its prompts")
+    max_n: int = option(32, "the most choices of one request, over all its prompts")
     max_queue: int = option(128, "choices that wait for their turn; further requests are told to come back later")
     requests_per_minute: int | None = option(None, "the most requests of one key; default: any number")
-    tokens_per_minute: int | None = option(None, "the most new tokens asked for by one key; default: any number")
+    tokens_per_minute: int | None = option(
+        None, "the most new tokens of one key, with those that running requests may make; default: any number"
+    )
     first_token_timeout_s: float = option(120.0, "a request without a token after this long is given up")
     total_timeout_s: float = option(600.0, "a request that takes longer is given up")
     drain_timeout_s: float = option(30.0, "how long running requests may take to finish when the server is stopped")
@@ -713,6 +719,18 @@ class ServeConfig(RayConfig):
             f"`host` is {self.host}, which others can reach, and no keys are set\n"
             "hint: add `--api_key_file keys.txt`, or listen on 127.0.0.1 and forward the port by `ssh -L`",
         )
+        for name in self.allowed_hosts:
+            require(
+                re.fullmatch(HOST, name, re.ASCII) is not None,
+                f"`allowed_hosts` has `{name}`, which no request is ever for\n"
+                "hint: a name or an address alone, as in style.example: no scheme, no port, no `*`",
+            )
+        for origin in self.cors_origins:
+            require(
+                re.fullmatch(ORIGIN, origin, re.ASCII | re.IGNORECASE) is not None,
+                f"`cors_origins` has `{origin}`, which no browser ever sends\n"
+                "hint: a scheme and a name, and a port that is not the scheme's own, as in https://desk.example; no path, no `*`",
+            )
 
     @property
     def is_loopback(self) -> bool:

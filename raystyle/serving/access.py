@@ -1,6 +1,6 @@
 """Around every request: its record and id, an answer for whatever error it ends with, headers, one line in the log.
 
-A line is a JSON object on the logger `raystyle.serving`. Prompts and texts are in it only where `log_prompts` asks for them.
+A line is a JSON object on the logger `log.REQUESTS`. Prompts and texts are in it only where `log_prompts` asks for them.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raystyle.serving.errors import RequestError
+from raystyle.serving.log import REQUESTS
 from raystyle.serving.metrics import Metrics
 
-logger = logging.getLogger("raystyle.serving")
-
+LOG = logging.getLogger(__name__)
 # Asked for by machines, again and again.
 QUIET = ("/healthz", "/readyz", "/metrics")
 # Nothing that this server sends may be framed, sniffed, or load anything from elsewhere.
@@ -61,6 +61,9 @@ class Record:
     first_token_s: float | None = None
     status: int | None = None
     code: str = "ok"
+    failed: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # model -> code, where the others of its request went on
     texts: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # only with `log_prompts`
 
     def line(self) -> str:
@@ -75,7 +78,7 @@ class Record:
             "tokens": self.tokens,
             "choices": self.choices,
             "status": self.status,
-            "code": self.code,
+            "code": next(iter(self.failed.values()), "ok") if self.code == "ok" else self.code,
             "first_token_s": self.first_token_s and round(self.first_token_s, 4),
             "total_s": round(time.perf_counter() - self.started_at_s, 4),
         }
@@ -96,7 +99,7 @@ def as_request_error(error: Exception, request_id: str) -> RequestError:
             ("not_found", "no such route") if error.status_code == 404 else ("method_not_allowed", "not by this method")
         )
         return RequestError(what[0], f"{what[1]}; /openapi.json lists what there is")
-    logger.error("request %s failed", request_id, exc_info=error)
+    LOG.error("request %s failed", request_id, exc_info=error)
     return RequestError("internal_error", f"the server failed; its log says why under {request_id}")
 
 
@@ -170,8 +173,8 @@ class Access:
             await error_response(told, record.path)(scope, receive, send_on)
         finally:
             for model in record.models or (None,):
-                self.metrics.request(model, record.code, record.key)
-            logger.log(logging.DEBUG if record.path in QUIET else logging.INFO, "%s", record.line())
+                self.metrics.request(model, record.failed.get(model or "", record.code), record.key)
+            REQUESTS.log(logging.DEBUG if record.path in QUIET else logging.INFO, "%s", record.line())
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from raystyle.config import ServeConfig
 from raystyle.serving import openapi
 from raystyle.serving.access import Access, as_request_error, record_of
-from raystyle.serving.catalogue import Backend, Catalogue
+from raystyle.serving.catalogue import PROBE_TIMEOUT_S, SCRAPE_MAX_AGE_S, Backend, Catalogue
 from raystyle.serving.compare import compare
 from raystyle.serving.completions import chat, completions
 from raystyle.serving.contract import BASE, Card, Listing
@@ -122,7 +122,7 @@ async def _readyz(service: Service, request: Request) -> ASGIApp:
     if service.admission.is_draining:
         raise RequestError("unavailable", "the server is about to stop")
     try:
-        await service.catalogue.listing()
+        await service.catalogue.listing(timeout_s=PROBE_TIMEOUT_S)
     except Exception as error:
         told = as_request_error(error, record_of(request.scope).id)
         raise RequestError("unavailable", f"the model does not answer yet: {told.message}") from error
@@ -131,12 +131,11 @@ async def _readyz(service: Service, request: Request) -> ASGIApp:
 
 async def _metrics(service: Service, request: Request) -> ASGIApp:
     try:
-        listing = await service.catalogue.listing()
+        listing = await service.catalogue.listing(SCRAPE_MAX_AGE_S, PROBE_TIMEOUT_S)
     except Exception as error:
         as_request_error(error, record_of(request.scope).id)
         listing = None
-    text = service.metrics.text(listing, service.admission.in_flight)
-    return Response(text, media_type="text/plain; version=0.0.4")
+    return Response(service.metrics.text(listing), media_type="text/plain; version=0.0.4")
 
 
 async def _models(service: Service, request: Request) -> ASGIApp:

@@ -27,6 +27,7 @@ from raystyle.serving import lifetime
 from raystyle.serving.contract import Delta, Generation, Listing, Started
 from raystyle.serving.errors import RequestError
 from raystyle.serving.limits import LAST_WORDS_S
+from raystyle.serving.log import JSONLines
 from raystyle.serving.running import UNREAD_GRACE_S
 
 NAME = "raystyle"
@@ -78,8 +79,12 @@ class Ingress:
     """The HTTP side within Ray Serve; with the `driver` that it was started by it ends."""
 
     def __init__(self, values: Mapping[str, Any], model: Any, driver: Any = None) -> None:
+        from raystyle.serving.limits import limits
+
         self.config = from_dict(ServeConfig, values)
         _log(self.config.log_file)
+        for line in limits(self.config):
+            logging.getLogger(__name__).info("limit: %s", line)
         self.backend = HandleBackend(model)
         self.driver = driver
         self.http: Any = None
@@ -416,7 +421,7 @@ def _described(config: ServeConfig) -> str:
 def _log(path: str | None) -> None:
     """Requests' lines and warnings into a file, or to this process's output, which Ray keeps among its logs."""
     handler = logging.FileHandler(path, encoding="utf-8") if path else logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(JSONLines())
     logger = logging.getLogger("raystyle")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)

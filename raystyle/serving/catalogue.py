@@ -13,6 +13,8 @@ MAX_AGE_S = 1.0
 # than this however many ask.
 MAX_AGE_OF_UNKNOWN_S = 0.25
 TIMEOUT_S = 10.0
+# Prometheus gives a scrape up after ten seconds, and is told more by a listing that is a little old than by none.
+SCRAPE_MAX_AGE_S, PROBE_TIMEOUT_S = 5.0, 2.0
 
 
 class Backend(Protocol):
@@ -38,14 +40,18 @@ class Catalogue:
         self._asked_at_s = -float("inf")
         self._asking: asyncio.Task[Listing] | None = None
 
-    async def listing(self, max_age_s: float = MAX_AGE_S) -> Listing:
-        """Raises `RequestError` `unavailable` where the backend does not answer, and what it raises."""
+    async def listing(self, max_age_s: float = MAX_AGE_S, timeout_s: float = TIMEOUT_S) -> Listing:
+        """Raises `RequestError` `unavailable` where the backend does not answer in time, and what it raises."""
         if self._listing is not None and time.monotonic() - self._asked_at_s <= max_age_s:
             return self._listing
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
-        # Shielded: a client that leaves must not take the answer from others.
-        return await asyncio.shield(self._asking)
+        try:
+            async with asyncio.timeout(timeout_s):
+                # Shielded: a client that leaves must not take the answer from others.
+                return await asyncio.shield(self._asking)
+        except TimeoutError:
+            raise RequestError("unavailable", f"the model did not answer within {timeout_s:g} s") from None
 
     async def _ask(self) -> Listing:
         asked_at_s = time.monotonic()

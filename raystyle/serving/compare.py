@@ -15,14 +15,15 @@ from raystyle.generation import Sampling
 from raystyle.serving.access import Record, record_of
 from raystyle.serving.completions import adapter_of, check_length, check_scale, random_seed, usage
 from raystyle.serving.contract import BASE, PACE_S, PACE_UNWATCHED_S, Card, Generation
+from raystyle.serving.errors import refuse
 from raystyle.serving.limits import max_cells
-from raystyle.serving.protocol import CompareRequest, parse, refuse
-from raystyle.serving.running import DONE, Gains, Job, Service, answer, event, send_json, stream
+from raystyle.serving.protocol import CompareRequest
+from raystyle.serving.running import DONE, Gains, Job, Service, answer, asked, event, send_json, stream
 
 
 async def compare(service: Service, request: HTTPRequest) -> ASGIApp:
     """The route."""
-    body = parse(CompareRequest, await request.body(), request.headers.get("content-type", ""))
+    body = await asked(CompareRequest, request)
     most = max_cells(service.config)
     if len(body.models) > most:
         refuse(f"`models` has {len(body.models)} models, where {most} cells are taken", "models")
@@ -102,7 +103,7 @@ async def _events(
     async for gained in gains:
         first = gained.job * draws
         if gained.error is not None:
-            record.code = gained.error.code
+            record.failed[cells[first]["model"]] = gained.error.code
             left = [cell for cell in range(first, first + draws) if cell not in ended]
             yield event({"object": "compare.error", "cells": left, **gained.error.body()})
             continue
@@ -130,7 +131,7 @@ async def _whole(
     async for gained in gains:
         own = told[gained.job * draws : (gained.job + 1) * draws]
         if gained.error is not None:
-            record.code = gained.error.code
+            record.failed[own[0]["model"]] = gained.error.code
             for cell in own:
                 if cell["finish_reason"] is None:
                     cell |= gained.error.body()

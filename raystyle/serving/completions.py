@@ -26,10 +26,10 @@ from raystyle.serving.contract import (
     Message,
     TokenLogprob,
 )
-from raystyle.serving.errors import RequestError
+from raystyle.serving.errors import RequestError, refuse
 from raystyle.serving.limits import max_choices
-from raystyle.serving.protocol import MAX_SEED, ChatRequest, CompletionRequest, ModelRequest, parse, refuse
-from raystyle.serving.running import DONE, Gains, Job, Service, answer, dumps, event, send_json, stream
+from raystyle.serving.protocol import MAX_SEED, ChatRequest, CompletionRequest, ModelRequest
+from raystyle.serving.running import DONE, Gains, Job, Service, answer, asked, dumps, event, send_json, stream
 
 AS_MANY_AS_FIT = -1  # OpenAI's default for a chat
 RANDOM_SEEDS = 2**31  # few enough to be read out, and exact in JavaScript
@@ -62,13 +62,13 @@ class Answer:
 
 async def completions(service: Service, request: HTTPRequest) -> ASGIApp:
     """POST /v1/completions."""
-    body = parse(CompletionRequest, await request.body(), request.headers.get("content-type", ""))
+    body = await asked(CompletionRequest, request)
     return await _respond(service, request, body, body.prompt, body.max_tokens, body.logprobs, body.echo)
 
 
 async def chat(service: Service, request: HTTPRequest) -> ASGIApp:
     """POST /v1/chat/completions."""
-    body = parse(ChatRequest, await request.body(), request.headers.get("content-type", ""))
+    body = await asked(ChatRequest, request)
     # To the templates that know it, `developer` is what `system` was called before.
     messages = tuple(Message("system" if m.role == "developer" else m.role, m.content) for m in body.messages)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -132,7 +132,9 @@ async def _respond(
                 echo=echo,
                 pace_s=PACE_S if body.stream else PACE_UNWATCHED_S,
             ),
-            most_tokens=body.n * (listing.max_length if max_tokens == AS_MANY_AS_FIT else max_tokens),
+            most_tokens=service.rates.as_many_as_fit(body.n * listing.max_length)
+            if max_tokens == AS_MANY_AS_FIT
+            else body.n * max_tokens,
         )
         for number, prompt in enumerate(prompts)
     ]

@@ -1,6 +1,6 @@
 """The one error that a request can end with, and the table of what a client sees of it."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from raystyle.errors import RaystyleError
 
@@ -44,3 +44,8 @@ class RequestError(RaystyleError):
 
     def __str__(self) -> str:
         return self.message
+
+
+def refuse(message: str, param: str | None = None) -> NoReturn:
+    """Raises `RequestError` `invalid_value`: what is asked cannot be."""
+    raise RequestError("invalid_value", message, param)

@@ -14,10 +14,16 @@ from raystyle.serving.errors import RequestError
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32_768
 MAX_TARGET_BYTES = 2_048
+# The connection's own, which `wall` keeps. Beyond the first a head is not read to its end; below, the application refuses it
+# by its own, smaller limits. Other bytes that are no body, such as trailers, may be as many.
+MAX_HEAD_BYTES = 2 * (MAX_HEADER_BYTES + MAX_TARGET_BYTES)
+HEAD_TIMEOUT_S = 15.0  # from a connection's first moment, or from the end of an answer to the next request
+UNREAD_TIMEOUT_S = 60.0  # how long an answer may wait for a client that takes none of it
+MAX_CONNECTIONS = 800  # several times what may be in flight, and fewer than the files a process may open at the least
 # A body of the default limit takes a second on a slow line; a client that drips one in must not hold a place.
 BODY_TIMEOUT_S = 15.0
-# The cells of a comparison, in units of `max_n`: four models or so, each with as many choices as one request may have.
-CELLS_PER_N = 4
+# The cells of a comparison, in units of `max_n`: a base and an adapter, each with as many choices as one request may have.
+CELLS_PER_N = 2
 # When to come back where no rate says it: a second frees some rows on any machine that is not overrun.
 BUSY_RETRY_AFTER_S = 1.0
 DRAINING_RETRY_AFTER_S = 5.0  # another one may have taken its place by then
@@ -104,17 +110,25 @@ class Bucket:
 
     def take(self, amount: int) -> float:
         """Takes the amount and returns 0, or takes nothing and returns in how many seconds there will be enough."""
-        now_s = self._clock()
-        self._level = min(self.per_minute, self._level + (now_s - self._at_s) * self.per_minute / 60)
-        self._at_s = now_s
+        self._fill()
         if amount <= self._level:
             self._level -= amount
             return 0.0
         return (amount - self._level) * 60 / self.per_minute
 
+    def give(self, amount: int) -> None:
+        """Gives back what was taken and not used; a negative amount is what was used beyond it, and owed."""
+        self._fill()
+        self._level = min(self.per_minute, self._level + amount)
+
+    def _fill(self) -> None:
+        now_s = self._clock()
+        self._level = min(self.per_minute, self._level + (now_s - self._at_s) * self.per_minute / 60)
+        self._at_s = now_s
+
 
 class Rates:
-    """The requests and new tokens that each key may ask for in a minute; where no keys are set, all share one."""
+    """The requests and new tokens that each key may have in a minute; where no keys are set, all share one."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._requests_per_minute, self._tokens_per_minute = config.requests_per_minute, config.tokens_per_minute
@@ -125,16 +139,27 @@ class Rates:
         """Counts one request. Raises `RequestError` `rate_limit_exceeded`."""
         self._take(self._requests, self._requests_per_minute, key, 1, "requests")
 
-    def take_tokens(self, key: str | None, tokens: int) -> None:
-        """Counts the most new tokens that a request can make. Raises `RequestError`; `invalid_value` if it can never be."""
-        if self._tokens_per_minute is not None and tokens > self._tokens_per_minute:
+    @contextmanager
+    def tokens(self, key: str | None, most: int, made: Callable[[], int]) -> Iterator[None]:
+        """Counts the most new tokens that a request can make while the block lasts, and from then on those that it made.
+        Raises `RequestError`; `invalid_value` if it can never be."""
+        if self._tokens_per_minute is not None and most > self._tokens_per_minute:
             raise RequestError(
                 "invalid_value",
-                f"the request asks for up to {tokens} new tokens, and a key has {self._tokens_per_minute} a minute; "
+                f"the request asks for up to {most} new tokens, and a key has {self._tokens_per_minute} a minute; "
                 "ask for fewer choices or tokens",
                 "max_tokens",
             )
-        self._take(self._tokens, self._tokens_per_minute, key, tokens, "new tokens")
+        self._take(self._tokens, self._tokens_per_minute, key, most, "new tokens")
+        try:
+            yield
+        finally:
+            if key in self._tokens:
+                self._tokens[key].give(most - made())
+
+    def as_many_as_fit(self, tokens: int) -> int:
+        """What a request that names no most is counted with: no more than a key's rate, for it did not ask for more."""
+        return tokens if self._tokens_per_minute is None else min(tokens, self._tokens_per_minute)
 
     def _take(
         self, buckets: dict[str | None, Bucket], per_minute: int | None, key: str | None, amount: int, what: str
@@ -147,7 +172,7 @@ class Rates:
         if wait_s:
             raise RequestError(
                 "rate_limit_exceeded",
-                f"a key may ask for {per_minute} {what} a minute; come back in {wait_s:.1f} s",
+                f"a key may have {per_minute} {what} a minute; come back in {wait_s:.1f} s",
                 retry_after_s=wait_s,
             )
 
@@ -168,4 +193,6 @@ def limits(config: ServeConfig) -> list[str]:
         f"{MAX_HEADER_BYTES} bytes; path and query: {MAX_TARGET_BYTES} bytes",
         f"time: {config.first_token_timeout_s:g} s to the first token, {config.total_timeout_s:g} s in all; "
         f"{config.drain_timeout_s:g} s to finish when the server stops",
+        f"connections, where raystyle.serving.wall keeps the proxy: {MAX_CONNECTIONS}; {HEAD_TIMEOUT_S:g} s to the end of a "
+        f"request's head, which has {MAX_HEAD_BYTES} bytes at most; {UNREAD_TIMEOUT_S:g} s in which none of an answer is read",
     ]

@@ -4,6 +4,9 @@ A model's label is a name that the listing had or `unknown`, and a key's is its 
 make up new series.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from raystyle.serving.contract import Listing
@@ -37,13 +40,24 @@ class Metrics:
             registry=registry,
         )
         self._ready = Gauge("raystyle_ready", "1 where the model answers", registry=registry)
-        self._admitted = Gauge("raystyle_admitted_choices", "Choices in flight", registry=registry)
+        self._admitted = Gauge("raystyle_admitted_choices", "Choices in flight", ["model"], registry=registry)
         self._running = Gauge("raystyle_running_rows", "Rows that the model continues now", registry=registry)
         self._waiting = Gauge("raystyle_waiting_rows", "Rows that wait for the model", registry=registry)
 
     def request(self, model: str | None, code: str, key: str | None) -> None:
         """One request is answered; `code` is `ok`, an error's, or `cancelled`."""
         self._requests.labels(model or UNKNOWN, code, key or "").inc()
+
+    @contextmanager
+    def admitted(self, choices: Mapping[str, int]) -> Iterator[None]:
+        """So many choices of each model are in flight as long as the block lasts."""
+        for model, count in choices.items():
+            self._admitted.labels(model).inc(count)
+        try:
+            yield
+        finally:
+            for model, count in choices.items():
+                self._admitted.labels(model).dec(count)
 
     def generation(
         self, model: str, prompt_tokens: int, tokens: int, first_token_s: float | None, token_s: float | None
@@ -56,10 +70,9 @@ class Metrics:
         if token_s is not None:
             self._token.labels(model).observe(token_s)
 
-    def text(self, listing: Listing | None, admitted: int) -> bytes:
+    def text(self, listing: Listing | None) -> bytes:
         """Everything, in Prometheus' text format. `listing` is None where the model does not answer."""
         self._ready.set(listing is not None)
-        self._admitted.set(admitted)
         self._running.set(listing.running if listing else 0)
         self._waiting.set(listing.waiting if listing else 0)
         return generate_latest(self.registry)

@@ -1,24 +1,33 @@
-"""What may be asked: JSON taken strictly, and the bodies of OpenAI's completions and chat, and of our comparison.
+"""What may be asked: the bodies of OpenAI's completions and chat, and of our comparison.
 
 Nothing is guessed and nothing is dropped: a key that is not known, or that asks for what cannot be done, is refused by
-name. A null is the same as leaving the key out, as with OpenAI.
+name. A null is the same as leaving the key out, as with OpenAI. Only beside a part's text may stand anything: notes of clients.
 """
 
 import difflib
-import json
-import math
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
-from raystyle.serving.errors import RequestError
+from raystyle.serving.errors import refuse
+from raystyle.serving.strict_json import SHOWN_CHARS, load_json
 
-MAX_DEPTH = 32
+MAX_PROMPTS, MAX_MESSAGES = 2048, 1024
 MAX_STOPS, MAX_STOP_CHARS = 16, 256  # OpenAI takes 4
 MAX_SEED = 2**63 - 1
+LEAST_TOP_P = 1e-9  # leaves the likeliest token alone, in 32 bits too, of any vocabulary
 MAX_TOP_K = 1_000_000  # more than any vocabulary
 MAX_TOKEN_ID = 2**31 - 1
-SHOWN_CHARS = 60
 
 # What OpenAI has and this server has not, with the values that ask for nothing.
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -45,17 +54,10 @@ IGNORED = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", 
 Body = TypeVar("Body", bound="Request")
 
 
-def refuse(message: str, param: str | None = None) -> NoReturn:
-    raise RequestError("invalid_value", message, param)
-
-
 def shown(value: Any) -> str:
     """A value as a message shows it: short, and on one line."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
-
-
-# ── JSON ──
 
 
 def parse(model: type[Body], raw: bytes, content_type: str) -> Body:
@@ -65,11 +67,11 @@ def parse(model: type[Body], raw: bytes, content_type: str) -> Body:
     value = load_json(raw)
     if not isinstance(value, dict):
         refuse("the body is no JSON object")
-    foreign = [key for key in value if key not in model.model_fields]
-    for key in foreign:
-        _check_foreign(model, key, value[key])
+    for key, item in value.items():
+        if key not in model.model_fields:
+            _check_foreign(model, key, item)
     try:
-        return model.model_validate({key: item for key, item in value.items() if key not in foreign})
+        return model.model_validate({key: item for key, item in value.items() if key in model.model_fields})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
     param = ".".join(str(part) for part in first["loc"])[:100]
@@ -93,56 +95,6 @@ def _check_foreign(model: type["Request"], key: str, value: Any) -> None:
     refuse(f"there is no `{key[:64]}`{hint}", key[:64])
 
 
-def load_json(raw: bytes) -> Any:
-    """JSON by the letter: UTF-8, no NaN, numbers that fit into 64 bits, not nested too deeply, no halves of surrogates.
-    Raises `RequestError` `invalid_value`."""
-    try:
-        value = json.loads(
-            raw.decode("utf-8"), parse_constant=_no_constant, parse_int=_int_of_64_bits, parse_float=_finite
-        )
-    except UnicodeDecodeError as error:
-        refuse(f"the body is not UTF-8: byte {error.start} does not belong there")
-    except json.JSONDecodeError as error:
-        refuse(f"the body is no JSON: {error.msg} at character {error.pos}")
-    except RecursionError:
-        refuse(f"the body is nested more than {MAX_DEPTH} deep")
-    _check_depth(value)
-    if b"\\u" in raw:
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            refuse("the body has half a surrogate pair, which no text has")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    refuse(f"the body has {name}, which JSON has not")
-
-
-def _int_of_64_bits(digits: str) -> int:
-    # int() of a very long one is refused by Python; 20 characters hold any of 64 bits.
-    value = int(digits) if len(digits) <= 20 else None
-    if value is None or not -(2**63) <= value < 2**63:
-        refuse(f"the body has the whole number {digits[:SHOWN_CHARS]}, which does not fit into 64 bits")
-    return value
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        refuse(f"the body has the number {digits[:SHOWN_CHARS]}, which is too large")
-    return value
-
-
-def _check_depth(value: Any) -> None:
-    level, depth = [value], 0
-    while level := [item for item in level if isinstance(item, dict | list)]:
-        depth += 1
-        if depth > MAX_DEPTH:
-            refuse(f"the body is nested more than {MAX_DEPTH} deep")
-        level = [item for parent in level for item in (parent.values() if isinstance(parent, dict) else parent)]
-
-
 # ── values that may be written in several ways ──
 
 
@@ -152,6 +104,8 @@ def _prompts(value: Any) -> Any:
         return (value,)
     if not isinstance(value, list) or not value:
         raise ValueError("a prompt is text, a list of texts, a list of token ids, or a list of such lists")
+    if not isinstance(value[0], int) and len(value) > MAX_PROMPTS:
+        raise ValueError(f"{len(value)} prompts, where {MAX_PROMPTS} are taken")
     if all(isinstance(item, str) for item in value):
         return tuple(value)
     if all(isinstance(item, list) and item for item in value):
@@ -179,9 +133,10 @@ def _stops(value: Any) -> Any:
 def _content(value: Any) -> Any:
     """A message's text, which may come in parts."""
     if isinstance(value, list) and value:
-        if not all(isinstance(part, dict) and part.keys() == {"type", "text"} for part in value):
-            raise ValueError('a content is text, or parts as {"type": "text", "text": "…"}')
-        if not all(part["type"] == "text" and isinstance(part["text"], str) for part in value):
+        if not all(
+            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+            for part in value
+        ):
             raise ValueError('a content is text, or parts as {"type": "text", "text": "…"}')
         return "".join(part["text"] for part in value)
     return value
@@ -197,7 +152,6 @@ _PART_SCHEMA = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
-    "additionalProperties": False,
 }
 
 Prompts = Annotated[
@@ -225,12 +179,16 @@ Content = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _PART_SCHEMA}]}),
 ]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+# Any 64 bits are a seed, as with OpenAI; what answers are told is never negative.
+Seed = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), AfterValidator(lambda seed: seed % (MAX_SEED + 1))]
+TopP = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda top_p: max(top_p, LEAST_TOP_P))]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Scale = Annotated[float, Field(ge=0, le=1.5)]
 
 
 # ── bodies ──
+
+# What is said of a body is its first mistake; without `FailFast` a list would be gone through for all of them.
 
 
 class Strict(BaseModel):
@@ -248,14 +206,14 @@ class Request(Strict):
     """What all three bodies have. Ours are `top_k`, `repetition_penalty` and the scale."""
 
     stop: Stops = ()
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: TopP = 1.0
     top_k: int = Field(0, ge=0, le=MAX_TOP_K, description="draw from so many of the likeliest tokens; 0: from all")
     repetition_penalty: float = Field(1.0, ge=0.1, le=10)
 
 
 class StreamOptions(Strict):
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class ModelRequest(Request):
@@ -270,6 +228,12 @@ class ModelRequest(Request):
     stream: bool = False
     stream_options: StreamOptions | None = None
     lora_scale: Scale = Field(1.0, description="multiplies the adapter's update, where the engine can")
+
+    @model_validator(mode="after")
+    def _stream_options_with_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            refuse("`stream_options` goes with `stream`: true", "stream_options")
+        return self
 
 
 class CompletionRequest(ModelRequest):
@@ -296,12 +260,16 @@ class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: str | None = Field(None, max_length=256, description="not shown to the model")
+    # What an answer of OpenAI's has beside its text, when it comes back as a message: nothing.
+    annotations: list[Any] = Field([], max_length=0)
+    tool_calls: list[Any] = Field([], max_length=0)
+    refusal: Literal[""] = ""
 
 
 class ChatRequest(ModelRequest):
     """Chat, by the tokenizer's own template."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
@@ -320,18 +288,20 @@ class CompareRequest(Request):
     """One prompt, continued by every model at every scale, temperature and seed."""
 
     prompt: str
-    models: list[Name] = Field(min_length=1, max_length=256)
-    lora_scales: list[Scale] = Field([1.0], min_length=1, max_length=16)
-    temperatures: list[Temperature] = Field([0.8], min_length=1, max_length=64)
-    seeds: list[Seed] | None = Field(None, min_length=1, max_length=64, description="default: a random one")
+    models: Annotated[list[Name], FailFast()] = Field(min_length=1, max_length=256)
+    lora_scales: Annotated[list[Scale], FailFast()] = Field([1.0], min_length=1, max_length=16)
+    temperatures: Annotated[list[Temperature], FailFast()] = Field([0.8], min_length=1, max_length=64)
+    seeds: Annotated[list[Seed], FailFast()] = Field(
+        default_factory=list, min_length=1, max_length=64, description="default: a random one"
+    )
     max_tokens: int = Field(200, ge=1)
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: TopP = 0.95
     stream: bool = True
 
     @model_validator(mode="after")
     def _together(self) -> "CompareRequest":
         for name in ("models", "lora_scales", "temperatures", "seeds"):
-            values = getattr(self, name) or []
+            values = getattr(self, name)
             if len(set(values)) < len(values):
                 refuse(f"`{name}` has a value twice", name)
         return self

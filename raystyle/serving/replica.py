@@ -272,14 +272,16 @@ class Replica:
                 if wants_prompt:
                     wants_prompt = False
                     yield Delta(number, self._prompt_text(generation, row), 0, scores.add(tokens_.prompt_scored))
+                before = text.tokens
                 piece = text.add(tokens_.ids)
+                count = text.tokens - before  # not more, however many came at once
                 is_over = tokens_.finish_reason is not None or text.stopped
                 if is_over:
                     piece += text.finish()
                 reason = "stop" if text.stopped else tokens_.finish_reason
-                logprobs = scores.add(tokens_.scored)
-                if piece or logprobs or is_over or tokens_.ids:
-                    yield Delta(number, piece, len(tokens_.ids), logprobs, reason)
+                logprobs = scores.add(tokens_.scored[:count])
+                if piece or logprobs or is_over or count:
+                    yield Delta(number, piece, count, logprobs, reason)
                 if is_over:
                     return
 

@@ -4,9 +4,11 @@ import asyncio
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
+from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raystyle.config import ServeConfig
@@ -16,11 +18,14 @@ from raystyle.serving.contract import Delta, Generation, Started
 from raystyle.serving.errors import RequestError
 from raystyle.serving.limits import Admission, Rates
 from raystyle.serving.metrics import Metrics
+from raystyle.serving.protocol import Body, parse
 
 Gains = AsyncGenerator["Gained", None]
 
 # Beyond the deadline that a client is told of: one that does not read is told nothing and only let go.
 UNREAD_GRACE_S = 5.0
+# A body of the default limit may take half a second to read, which all streams would stand still for.
+LONG_BODY_BYTES = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Service:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A generation, the model that it is counted for, and the most new tokens that it can make."""
+    """A generation, the model that it is counted for, and the most new tokens that its key is asked to have for it."""
 
     model: str
     generation: Generation
@@ -55,6 +60,14 @@ class Gained:
     job: int
     deltas: Sequence[Delta] = ()
     error: RequestError | None = None
+
+
+async def asked(model: type[Body], request: HTTPRequest) -> Body:
+    """What a request asks for. Raises `RequestError` `invalid_value`."""
+    raw, content_type = await request.body(), request.headers.get("content-type", "")
+    if len(raw) > LONG_BODY_BYTES:
+        return await asyncio.to_thread(parse, model, raw, content_type)
+    return parse(model, raw, content_type)
 
 
 async def run(service: Service, record: Record, jobs: Sequence[Job]) -> Gains:
@@ -156,10 +169,17 @@ def answer(service: Service, jobs: Sequence[Job], write: Callable[[Record, Gains
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
-        record.choices = sum(job.choices for job in jobs)
+        choices: Counter[str] = Counter()
+        for job in jobs:
+            choices[job.model] += job.choices
+        record.choices = choices.total()
         most_s = service.config.total_timeout_s + UNREAD_GRACE_S
-        with service.admission.admitted(record.choices):
-            service.rates.take_tokens(record.key, sum(job.most_tokens for job in jobs))
+        most_tokens = sum(job.most_tokens for job in jobs)
+        with (
+            service.admission.admitted(record.choices),
+            service.rates.tokens(record.key, most_tokens, lambda: record.tokens),
+            service.metrics.admitted(choices),
+        ):
             async with aclosing(run(service, record, jobs)) as gains:
                 await _while_connected(receive, write(record, gains, send), most_s)
 

@@ -26,6 +26,7 @@ class TextStream:
         self.stop = tuple(stop)
         self.stopped = False
         self.length = 0  # characters given out
+        self.tokens = 0  # that were added, up to the one that ended a stop string
         self._ids: list[int] = []
         # Of the ids, those from `context` on are decoded each time; those before `read` are part of the text already. Some
         # tokenizers treat the start of a text specially, so there is always a token that is not the start before new ones.
@@ -40,6 +41,7 @@ class TextStream:
             if self.stopped:
                 break
             self._ids += some
+            self.tokens = len(self._ids)
             found += self._release(self._decoded(), is_last=False)
         self.length += len(found)
         return found

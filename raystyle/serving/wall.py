@@ -1,8 +1,8 @@
 """Limits for the HTTP server that Ray Serve puts in front of our application: uvicorn, in Serve's proxy process.
 
-Whoever reaches the port reaches it, without a key. As it comes, it keeps headers without end, waits for their end forever,
-never gives up a client that reads nothing, and answers 500 to bytes that are no UTF-8 in the headers meant for itself. Serve
-has no setting for any of this; it calls what a variable names, in the process of the proxy, before it listens:
+Whoever reaches the port reaches it, without a key. As it comes, it keeps headers and trailers without end, waits for their end
+forever, never gives up a client that reads nothing, and answers 500 to bytes that are no UTF-8 in the headers meant for itself.
+Serve has no setting for any of this; it calls what a variable names, in the process of the proxy, before it listens:
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=raystyle.serving.wall:build
 """
@@ -17,14 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from raystyle.serving.errors import RequestError
-from raystyle.serving.limits import MAX_HEADER_BYTES, MAX_TARGET_BYTES
+from raystyle.serving.limits import HEAD_TIMEOUT_S, MAX_CONNECTIONS, MAX_HEAD_BYTES, UNREAD_TIMEOUT_S
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-# Beyond this a head is not read to its end; below, the application refuses it by its own, smaller limits.
-MAX_HEAD_BYTES = 2 * (MAX_HEADER_BYTES + MAX_TARGET_BYTES)
-HEAD_TIMEOUT_S = 15.0  # from a connection's first moment, or from the end of an answer to the next request
-UNREAD_TIMEOUT_S = 60.0  # how long an answer may wait for a client that takes none of it
-MAX_CONNECTIONS = 800  # several times what may be in flight, and fewer than the files a process may open at the least
 # Which copy of what to ask, how long, as whom: Serve's proxy takes this from any client, and none of ours needs it.
 SERVES_OWN = {
     b"x_request_id",
@@ -60,8 +55,9 @@ class OneId:
 class Bounded(HttpToolsProtocol):
     """uvicorn's connection with an end to everything that a client decides on."""
 
-    _head_bytes = 0
     _is_in_head = False
+    _other_bytes = 0  # of a head, of trailers, between chunks: since the last piece of a body or end of a request
+    _has_advanced = False  # by such a piece or end
     _head_timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
 
@@ -70,7 +66,7 @@ class Bounded(HttpToolsProtocol):
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(RequestError("unavailable", "the server has too many connections", retry_after_s=1.0))
             return
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, transport.abort)
+        self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._head_timer, self._unread_timer):
@@ -81,22 +77,22 @@ class Bounded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        self._has_advanced = False
         super().data_received(data)
-        if self._is_in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(RequestError("headers_too_large", f"the head has more than {MAX_HEAD_BYTES} bytes"))
+        self._other_bytes = 0 if self._has_advanced else self._other_bytes + len(data)
+        if self._other_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            what = "head" if self._is_in_head else "end of the body"
+            self._refuse(RequestError("headers_too_large", f"the {what} has more than {MAX_HEAD_BYTES} bytes"))
         # Not only a head that comes slowly: blank lines before one, and a body that goes on after its answer.
-        is_idle = self.cycle is None or self.cycle.response_complete
-        if is_idle and self._head_timer is None and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
+        self._wait_for_head()
 
     def on_message_begin(self) -> None:
-        self._is_in_head, self._head_bytes = True, 0
+        self._is_in_head = True
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower().replace(b"-", b"_") not in SERVES_OWN:
+        # Trailers come this way too, into headers that have been read, or are kept for nobody.
+        if self._is_in_head and name.lower().replace(b"-", b"_") not in SERVES_OWN:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -105,6 +101,36 @@ class Bounded(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._has_advanced = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._has_advanced = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait_for_head()
+
+    def _wait_for_head(self) -> None:
+        """Starts the time that the next head has, unless it runs already or a request is being answered."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self._head_timer is None and not self.transport.is_closing():
+            self._time_head()
+
+    def _time_head(self) -> None:
+        # An answer may be complete and still on its way.
+        unread = self.transport.get_write_buffer_size()
+        timeout_s = UNREAD_TIMEOUT_S if unread else HEAD_TIMEOUT_S
+        self._head_timer = self.loop.call_later(timeout_s, self._end_without_head, unread)
+
+    def _end_without_head(self, unread_before: int) -> None:
+        if self.transport.get_write_buffer_size() < unread_before:
+            self._time_head()
+        else:
+            self.transport.abort()
 
     def _should_upgrade(self) -> bool:
         return False  # nothing here is a websocket

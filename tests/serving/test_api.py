@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import logging
+import threading
 import time
 
 import jsonschema
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scripted import CARDS, DIGEST, Scripted, app_of, ask, get, post, text_of
 
-from raystyle.serving import api, openapi
+from raystyle.serving import api, openapi, running
 from raystyle.serving.contract import Card
 from raystyle.serving.errors import RequestError
 
@@ -286,6 +287,32 @@ def test_ready_only_where_the_model_answers_and_the_server_is_not_about_to_stop(
     asyncio.run(scenario())
 
 
+def test_probes_and_scrapes_do_not_wait_for_a_model_that_hangs(monkeypatch):
+    monkeypatch.setattr(api, "PROBE_TIMEOUT_S", 0.1)
+
+    class Hanging(Scripted):
+        hangs = False
+
+        async def listing(self):
+            await asyncio.sleep(60 if self.hangs else 0)
+            return self.told
+
+    async def scenario():
+        backend = Hanging()
+        app = app_of(backend)
+        told = [await ask(app, "GET", "/metrics")]
+        backend.hangs = True
+        app._service.catalogue._asked_at_s -= 2  # too old to answer by, not to be told of
+        told += [await ask(app, "GET", path) for path in ("/metrics", "/readyz")]
+        app._service.catalogue._asked_at_s -= 10
+        return [*told, await ask(app, "GET", "/metrics")]
+
+    *ready, probe, last = asyncio.run(asyncio.wait_for(scenario(), 5))
+    assert all(b"raystyle_ready 1.0" in answer.body for answer in ready)
+    assert probe.status == 503 and "within 0.1 s" in probe.json()["error"]["message"]
+    assert last.status == 200 and b"raystyle_ready 0.0" in last.body
+
+
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_what_outlasts_a_drain_is_told_so(has_begun):
     """An answer that has not begun is an error; one that streams ends with it."""
@@ -312,9 +339,23 @@ def test_what_outlasts_a_drain_is_told_so(has_begun):
 
 
 def test_one_request_has_a_most_of_choices():
-    body = COMPLETION | {"prompt": ["甲"] * 9, "n": 2}
+    body = COMPLETION | {"prompt": ["甲"] * 17, "n": 2}
     answer = post(app_of(), "/v1/completions", body)
-    assert answer.status == 400 and "18 choices, where 16 are taken" in answer.json()["error"]["message"]
+    assert answer.status == 400 and "34 choices, where 32 are taken" in answer.json()["error"]["message"]
+
+
+def test_a_long_body_is_read_beside_other_requests(monkeypatch):
+    parse, on_loop = running.parse, []
+
+    def seen(*given):
+        on_loop.append(threading.current_thread() is threading.main_thread())
+        return parse(*given)
+
+    monkeypatch.setattr(running, "parse", seen)
+    assert post(app_of(), "/v1/completions", COMPLETION).status == 200
+    assert post(app_of(), "/v1/completions", COMPLETION | {"prompt": "甲" * 40_000}).status == 200
+    assert post(app_of(), "/v1/completions", COMPLETION | {"prompt": ["甲" * 40_000, 1]}).status == 400
+    assert on_loop == [True, False, False]
 
 
 def test_what_does_not_fit_into_the_context_is_called_by_the_word_that_clients_look_for():
@@ -346,6 +387,19 @@ def test_rates_of_requests_and_tokens():
     assert [answer.status for answer in answers] == [200, 200, 429]
     assert answers[2].json()["error"]["code"] == "rate_limit_exceeded" and int(answers[2].headers["retry-after"]) <= 12
     assert post(app, "/v1/completions", COMPLETION | {"n": 3}).status == 400
+
+
+def test_a_rate_of_tokens_is_of_those_that_were_made():
+    asked = {name: value for name, value in CHAT.items() if name != "max_tokens"}  # as many as fit: 4096
+    app = app_of(tokens_per_minute=5000)
+    assert [post(app, "/v1/chat/completions", asked).status for _ in range(3)] == [200] * 3
+    app = app_of(tokens_per_minute=100)
+    answers = [post(app, "/v1/chat/completions", asked) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 429] and int(answers[1].headers["retry-after"]) < 40
+    backend = Scripted()
+    backend.errors = {DIGEST: RequestError("unavailable", "a replica died")}
+    app = app_of(backend, tokens_per_minute=100)
+    assert [post(app, "/v1/completions", COMPLETION | {"max_tokens": 100}).status for _ in range(3)] == [503] * 3
 
 
 def test_a_scale_only_where_there_is_something_to_scale():
@@ -526,6 +580,26 @@ def test_metrics_count_by_model_and_never_by_what_a_client_made_up():
     assert 'raystyle_generated_tokens_total{model="base"} 3.0' in text
     assert 'raystyle_first_token_seconds_count{model="style"} 2.0' in text
     assert "made-up" not in text and "raystyle_ready 1.0" in text
+
+
+def test_choices_in_flight_are_counted_by_model():
+    async def scenario():
+        backend = Scripted()
+        backend.token_s = 60
+        app = app_of(backend)
+        body = {"models": ["base", "style"], "prompt": "甲", "seeds": [1, 2], "lora_scales": [0.5, 1]}
+        asking = asyncio.create_task(ask(app, "POST", "/v1/compare", body))
+        while len(backend.asked) < 3:
+            await asyncio.sleep(0.001)
+        running = (await ask(app, "GET", "/metrics")).body.decode()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        return running, (await ask(app, "GET", "/metrics")).body.decode()
+
+    running, over = asyncio.run(scenario())
+    for text, base, style in ((running, 2.0, 4.0), (over, 0.0, 0.0)):
+        assert f'raystyle_admitted_choices{{model="base"}} {base}' in text
+        assert f'raystyle_admitted_choices{{model="style"}} {style}' in text
 
 
 # ── the document ──

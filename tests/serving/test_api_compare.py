@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from scripted import DIGEST, Scripted, app_of, ask, post, text_of
+from scripted import DIGEST, Scripted, app_of, ask, get, post, text_of
 
 from raystyle.serving import openapi
 from raystyle.serving.errors import RequestError
@@ -104,6 +104,19 @@ def test_a_model_that_fails_ends_its_own_cells_only(good_tokens):
     assert ["error" in cell for cell in whole["cells"]] == [True] * 4 + [False] * 4
     checked = TypeAdapter(openapi.Comparison)
     assert checked.dump_python(checked.validate_python(whole)) == whole
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_counts_for_the_model_that_failed(stream, caplog):
+    caplog.set_level("INFO", logger="raystyle.serving")
+    backend = Scripted()
+    backend.errors = {DIGEST: RequestError("unavailable", "a replica died")}
+    app = app_of(backend)
+    post(app, "/v1/compare", COMPARE | {"stream": stream})
+    text = get(app, "/metrics").body.decode()
+    assert 'raystyle_requests_total{code="ok",key="",model="base"} 1.0' in text
+    assert 'raystyle_requests_total{code="unavailable",key="",model="style"} 1.0' in text
+    assert '"code": "unavailable"' in caplog.text
 
 
 def test_a_slow_model_is_given_up_alone():

@@ -126,6 +126,8 @@ def test_what_the_model_cannot_take_is_the_clients_to_mend(served, body, code):
         {"temperature": 1e-300},
         {"top_k": 1_000_000},
         {"top_p": 1e-300},
+        {"top_p": 0},
+        {"seed": -(2**63)},
         {"repetition_penalty": 10},
         {"repetition_penalty": 0.1},
         {"seed": 2**63 - 1, "n": 2},

@@ -187,6 +187,7 @@ def test_langchain_chat_and_completion(address):
     assert next(piece for piece in pieces if piece.usage_metadata).usage_metadata["output_tokens"] == 20
     text = OpenAI(base_url=f"{address}/v1", api_key=KEY, model="style", max_tokens=9, seed=4, temperature=0.5)
     assert text.invoke("今日") == "".join(text.stream("今日"))
+    assert len(text.batch(["今日"] * 20)) == 20  # all of them in one request
 
 
 def test_langchain_knows_what_does_not_fit(address):

@@ -152,6 +152,36 @@ def test_other_names_where_they_are_named_or_keys_are_all_there_is(keys):
     assert get(elsewhere, "/v1/models", headers={"host": "other.example", **bearer(KEY)}).status == 200
 
 
+@pytest.mark.parametrize("host", ["style.example", "STYLE", "10.0.0.1", "::1", "[fe80::1]", "a_b-c.example"])
+def test_a_name_that_a_request_may_have_is_taken(host):
+    named = app_of(allowed_hosts=(host,))
+    asked = f"[{host.strip('[]')}]" if ":" in host else host
+    assert get(named, "/v1/models", headers={"host": f"{asked}:8000"}).status == 200
+
+
+@pytest.mark.parametrize("host", ["", "*", "*.example", "style.example:8000", "http://style.example", "x/", "x.", "饭"])
+def test_a_name_that_no_request_ever_has_is_refused(host):
+    with pytest.raises(ConfigError, match=r"`allowed_hosts` has .*\nhint: "):
+        app_of(allowed_hosts=(host,))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://desk.example", "HTTP://Desk:9/", "http://[::1]:3000", "chrome-extension://abcdef", "https://x:80"],
+)
+def test_an_origin_that_a_page_may_have_is_taken(origin):
+    app = app_of(cors_origins=(origin,))
+    assert get(app, "/v1/models", headers={"origin": origin.lower().rstrip("/")}).status == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["", "*", "null", "desk.example", "https://", "https://x:443", "http://x:80/", "https://x/page", "//x"]
+)
+def test_an_origin_that_no_page_ever_has_is_refused(origin):
+    with pytest.raises(ConfigError, match=r"`cors_origins` has .*\nhint: "):
+        app_of(cors_origins=(origin,))
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/"])
 def test_pages_of_other_origins_may_not_call(path):
     for origin in ("https://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:8000", "file://"):

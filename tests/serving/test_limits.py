@@ -51,6 +51,19 @@ def test_a_bucket_gives_after_the_time_it_says_and_not_before(per_minute, amount
             assert bucket.take(amount) == 0
 
 
+def test_a_bucket_takes_back_what_was_not_used_but_holds_no_more_than_a_minutes_worth():
+    clock = Clock()
+    bucket = Bucket(60, clock)
+    assert bucket.take(60) == 0
+    bucket.give(40)
+    assert bucket.take(40) == 0
+    clock.now_s += 30
+    bucket.give(40)  # 30 have come meanwhile
+    assert bucket.take(61) > 0 and bucket.take(60) == 0
+    bucket.give(-30)  # more was used than was taken
+    assert bucket.take(10) == pytest.approx(40)
+
+
 @given(st.integers(1, 50), st.lists(st.integers(1, 20), max_size=40), st.randoms())
 def test_admission_holds_what_is_in_flight_and_no_more(most, asked, random):
     admission, held = Admission(most), []
@@ -89,6 +102,24 @@ def test_keys_have_rates_of_their_own():
     rates.take_request("wang")
     with pytest.raises(RequestError):
         rates.take_request("li")
+
+
+def test_tokens_that_a_request_did_not_make_are_its_keys_again():
+    rates = Rates(ServeConfig(model_name_or_path="base", tokens_per_minute=100))
+    with rates.tokens("li", 100, lambda: 20):
+        for key, allowed in (("li", False), ("wang", True)):
+            try:
+                with rates.tokens(key, 80, lambda: 80):
+                    assert allowed
+            except RequestError as error:
+                assert not allowed and error.code == "rate_limit_exceeded"
+    with pytest.raises(ValueError), rates.tokens("li", 80, lambda: 0):
+        raise ValueError
+    with rates.tokens("li", 80, lambda: 80):
+        pass
+    with pytest.raises(RequestError, match="101 new tokens"), rates.tokens("li", 101, lambda: 0):
+        pass
+    assert rates.as_many_as_fit(4096) == 100
 
 
 def test_no_request_is_taken_that_can_never_be_admitted():

@@ -294,6 +294,16 @@ def assert_tells_nothing(page: Page) -> None:
     assert page.locator("#export").get_attribute("aria-disabled") == "true"
 
 
+def test_a_blind_round_does_not_show_which_column_ended_first(page: Page, backend: ScriptedBackend) -> None:
+    backend.hold_after = {BASE: 2}
+    blind(page)
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("status")).to_have_text("Writing: 1 of 2 done.")
+    expect(page.locator(".cell.running")).to_have_count(2)
+    backend.released = True
+    over(page)
+
+
 def test_a_blind_text_never_ends_in_half_a_character(page: Page, backend: ScriptedBackend) -> None:
     backend.texts = {BASE: ("一二三四",), "guicheng": ("一𠮷三四",)}
     backend.hold_after, backend.piece_chars = {BASE: 2}, 1
@@ -451,10 +461,35 @@ def test_what_is_shown_can_be_saved(page: Page, tmp_path: Path, backend: Scripte
         "seed": 1,
         "temperature": 0.8,
         "scale": 1,
+        "top_p": 0.95,
+        "top_k": 0,
+        "repetition_penalty": 1,
+        "max_tokens": 60,
         "text": MANNERED[1][:60],
         "finish_reason": "length",
+        "error": None,
+        "blind": False,
+        "picked": None,
     }
     assert {key: value for key, value in rows[3].items() if key != "time"} == expected
+
+
+def test_what_is_saved_says_what_failed_and_what_was_chosen(page: Page) -> None:
+    script = """async () => {
+      const {begin, take, toJsonLines} = await import("/static/run.js");
+      const cells = ["base", "style"].map((model, cell) => ({ cell, model, lora_scale: 1, seed: 1, temperature: 1 }));
+      const run = begin({ cells, prompt: "", created: 1 }, { body: { top_p: 0.5, max_tokens: 9 }, blind: true });
+      take(run, { object: "compare.error", cells: [1], error: { message: "out of luck" } }, 0);
+      const before = toJsonLines(run);
+      run.picked = run.columns.find(({ model }) => model === "base");
+      return [before, toJsonLines(run)];
+    }"""
+    before, after = (
+        {row["model"]: (row["blind"], row["picked"], row["error"]) for row in map(json.loads, lines.splitlines())}
+        for lines in page.evaluate(script)
+    )
+    assert before == {"base": (True, None, None), "style": (True, None, "out of luck")}
+    assert after == {"base": (True, True, None), "style": (True, False, "out of luck")}
 
 
 # ── hands ──
@@ -678,6 +713,33 @@ def test_a_model_that_is_still_loading(context: BrowserContext, server: Server, 
     expect(page.get_by_role("status")).to_have_text("The model is not ready yet; looking again soon.")
     backend.not_ready = None
     expect(page.locator("#picker input").first).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text("")
+
+
+def test_however_often_somebody_asks_there_is_one_that_looks_again(
+    context: BrowserContext, server: Server, backend: ScriptedBackend
+) -> None:
+    backend.not_ready = RequestError("unavailable", "the model is loading", retry_after_s=1)
+    page = context.new_page()
+    page.goto(server.url)
+    expect(page.get_by_role("status")).to_have_text("The model is not ready yet; looking again soon.")
+    for _ in range(8):
+        page.get_by_role("button", name="Continue").click()
+        page.wait_for_timeout(50)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(3500)
+    assert 1 <= len(asked) <= 4
+
+
+def test_a_model_that_was_there_is_looked_for_again(page: Page, backend: ScriptedBackend) -> None:
+    backend.not_ready = RequestError("unavailable", "it is gone", retry_after_s=1)
+    page.wait_for_timeout(1100)  # the API keeps a listing for a second
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("status")).to_have_text("The model cannot be reached just now. Try again in a moment.")
+    page.get_by_role("button", name="Refresh").click()
+    expect(page.get_by_role("status")).to_have_text("The model is not ready yet; looking again soon.")
+    backend.not_ready = None
     expect(page.get_by_role("status")).to_have_text("")
 
 

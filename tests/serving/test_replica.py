@@ -1,6 +1,7 @@
 """A replica with a real model: what it serves, refuses and says, without Ray and HTTP."""
 
 import asyncio
+import dataclasses
 import math
 import shutil
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import pytest
 from raystyle import adapters, generation, models, tokens
 from raystyle.config import ServeConfig
 from raystyle.generation import Sampling
-from raystyle.serving.contract import LEAST_EFFECT, Delta, Generation, Message, Started
+from raystyle.serving.contract import LEAST_EFFECT, Delta, Generation, Message, Started, Tokens
 from raystyle.serving.errors import RequestError
 from raystyle.serving.replica import Replica
 
@@ -177,6 +178,32 @@ def test_stop_strings_end_a_choice_and_free_its_row(tiny_model, folder):
             assert deltas[-1].finish_reason == "stop"
             await asyncio.sleep(0.2)
             assert replica.engine.depth() == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_what_a_stop_string_cuts_off_is_not_counted_however_much_comes_at_once(tiny_model, folder, monkeypatch):
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            asked = Generation("g", PROMPT, (sampling(max_new_tokens=40),), logprobs=1)
+            [whole], *_ = await collect(replica, asked)
+            asked = dataclasses.replace(asked, stop=(whole[5],))
+            *_, deltas = await collect(replica, asked)
+            generate = replica.engine.generate
+
+            async def at_once(row):
+                pieces = [tokens async for tokens in generate(row)]
+                yield Tokens(
+                    tuple(token for piece in pieces for token in piece.ids),
+                    tuple(scored for piece in pieces for scored in piece.scored),
+                    finish_reason=pieces[-1].finish_reason,
+                )
+
+            monkeypatch.setattr(replica.engine, "generate", at_once)
+            *_, [one] = await collect(replica, asked)
+            assert one.tokens == len(one.logprobs) == sum(delta.tokens for delta in deltas) < 40
+            assert one.logprobs == tuple(scored for delta in deltas for scored in delta.logprobs)
+            assert one.finish_reason == deltas[-1].finish_reason == "stop"
 
     asyncio.run(main())
 

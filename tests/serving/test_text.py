@@ -52,6 +52,8 @@ def test_text_ends_before_the_first_stop_string_wherever_it_is_cut(tiny_tokenize
         expected = min((text[: ends[0]].removesuffix(w) for w in stop if text[: ends[0]].endswith(w)), key=len)
     assert "".join(pieces) == expected
     assert stream.stopped == bool(ends)
+    one_by_one = streamed(tiny_tokenizer, ids, range(len(ids)), stop)[1]
+    assert stream.tokens == one_by_one.tokens <= len(ids)
 
 
 def test_what_may_become_a_stop_string_is_held_back_and_given_out_if_it_does_not(tiny_tokenizer):

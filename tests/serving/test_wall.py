@@ -112,6 +112,27 @@ def test_a_head_without_end_is_refused_long_before_it_is_large(address, unit):
     assert head.startswith(b"HTTP/1.1 431") and json.loads(body)["error"]["code"] == "headers_too_large"
 
 
+@pytest.mark.parametrize("path", [b"a", b"read"], ids=["after the answer", "before it"])
+@pytest.mark.parametrize(
+    "unit", [b"a" * 60_000, b"a:b\r\n" * 12_000, b"1;" + b"a" * 60_000], ids=["value", "names", "chunk"]
+)
+def test_what_follows_a_body_without_end_is_refused(address, path, unit):
+    start = b"POST /%s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path
+    last = b"" if unit.startswith(b"1;") else b"0\r\n" if b":" in unit else b"0\r\nX: "
+    started = time.monotonic()
+    answer = ask(address, start + last, *[unit] * 200)
+    # What was still on its way may take the refusal with it.
+    assert not answer or path == b"a" or answer.startswith(b"HTTP/1.1 431")
+    assert time.monotonic() < started + 8
+    assert [name for name, _ in seen[-1]["headers"]] == [b"host", b"transfer-encoding"]
+
+
+def test_trailers_are_taken_and_reach_nobody(address):
+    post = ASK.replace(b"GET", b"POST") % (b"read", b"Transfer-Encoding: chunked\r\n" + CLOSE)
+    assert ask(address, post, b"1\r\nx\r\n0\r\nX-A: 1\r\n\r\n").startswith(b"HTTP/1.1 200")
+    assert [name for name, _ in seen[-1]["headers"]] == [b"host", b"transfer-encoding", b"connection"]
+
+
 def test_a_path_without_end_is_refused(address):
     assert ask(address, b"GET /", b"a" * wall.MAX_HEAD_BYTES).split()[1] in (b"400", b"431")
 
@@ -159,6 +180,14 @@ def test_a_client_that_drips_is_left(address, pieces, monkeypatch):
         assert time.monotonic() < started + 5
 
 
+def test_a_client_that_says_nothing_more_is_left(address, monkeypatch):
+    monkeypatch.setattr(wall, "HEAD_TIMEOUT_S", 0.5)
+    with connection(address) as one:
+        one.sendall(ASK % (b"a", b""))
+        assert one.recv(65536).endswith(b"/a")
+        assert closes_in_s(one) < 3  # uvicorn would wait 5 s, and Serve's has it wait 90
+
+
 def test_a_request_may_take_longer_than_its_head(address, monkeypatch):
     monkeypatch.setattr(wall, "HEAD_TIMEOUT_S", 0.2)
     with connection(address) as one:
@@ -174,10 +203,11 @@ def test_a_client_that_reads_nothing_is_left_and_one_that_reads_slowly_is_not(ad
         one.sendall(ASK % (b"big", CLOSE))
         time.sleep(4)
         assert len(said(one)) < len(BIG)
-    with connection(address) as one:
-        one.sendall(ASK % (b"big", CLOSE))
+    with connection(address) as one, monkeypatch.context() as patch:
+        patch.setattr(wall, "HEAD_TIMEOUT_S", 0.5)  # for the head that follows it, not for the answer
+        one.sendall(ASK % (b"big", b""))
         found, started = 0, time.monotonic()
-        while more := one.recv(1 << 19):
+        while found < len(BIG) and (more := one.recv(1 << 19)):
             found += len(more)
             time.sleep(0.1)
         assert found > len(BIG) and time.monotonic() > started + 1

@@ -2,7 +2,7 @@
 
 import { byId, el } from "./dom.js";
 import { density, marked } from "./markers.js";
-import { isHidden, shownText, speed } from "./run.js";
+import { isHidden, isOver, shownText, speed } from "./run.js";
 import { short } from "./settings.js";
 
 /** Draw a run from nothing. `cards` are by name what the listing says; `pattern` finds the markers, or is null. */
@@ -35,7 +35,8 @@ export function draw(run, { cards, pattern, words }) {
       const write = writer(prose, run.prompt, seen);
       writers.set(cell, () => {
         write(shownText(run, cell));
-        element.classList.toggle("running", cell.state === "running");
+        // While hidden all end together: which finished first would tell whose it is.
+        element.classList.toggle("running", isHidden(run) ? !isOver(run) : cell.state === "running");
         const wrong = cell.state === "failed" || cell.state === "broken";
         element.classList.toggle("wrong", wrong);
         foot.replaceChildren(...footOf(run, cell, words));
@@ -80,9 +81,8 @@ function footOf(run, cell, words) {
   const parts = [`${words.seed} ${cell.seed}`, `${words.temperature} ${cell.temperature}`];
   const pace = speed(cell);
   if (!hidden && pace !== null) parts.push(words.speed(pace.toFixed(1)));
-  const over = run.cells.every(({ state }) => state !== "running");
   const state = cell.state === "failed" ? words.failed(cell.message) : words.states[cell.state];
-  if (state && (!hidden || over)) parts.push(el("span", { className: "state" }, state));
+  if (state && (!hidden || isOver(run))) parts.push(el("span", { className: "state" }, state));
   return parts.flatMap((part, index) => (index ? [" · ", part] : [part]));
 }
 

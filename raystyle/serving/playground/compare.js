@@ -26,7 +26,7 @@ export async function start() {
     for await (const event of compare(asked.body, page.stopper.signal)) {
       if (event.object === "compare.start") {
         started = true;
-        page.run = begin(event, asked.blind);
+        page.run = begin(event, asked);
         page.cards = new Map(asked.chosen.map((card) => [card.id, card]));
         showRun();
         byId("columns").scrollIntoView({ block: "nearest" });

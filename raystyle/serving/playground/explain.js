@@ -8,7 +8,7 @@ export function explain({ status, retryAfter, message, param }) {
   if (status === 0) say((words) => words.gone, true);
   else if (status === 401) say((words) => words.key, true);
   else if (status === 429) say((words) => (retryAfter ? words.busy(retryAfter) : words.busySoon), true);
-  else if (status === 503) say((words) => words.starting, true);
+  else if (status === 503) say((words) => words.unavailable, true);
   else {
     const field = param?.split(".")[0]; // a list's item is named as `seeds.0`
     if (field && byId(field)?.form === form) blame(field);

@@ -9,6 +9,7 @@ import { fromFragment, short } from "./settings.js";
 import { showListing, updateControls } from "./show.js";
 
 const RETRY_S = 5; // where a server that is not ready does not say when to come back
+let timer; // one, however often somebody asks meanwhile
 
 /** Fetch the list and show it. Where it cannot be had, says why and returns false. */
 export async function loadListing() {
@@ -16,12 +17,22 @@ export async function loadListing() {
     page.listing = await listing();
   } catch (error) {
     if (!(error instanceof ServerError)) throw error;
-    if (error.status === 503) setTimeout(firstListing, 1000 * (Number(error.retryAfter) || RETRY_S));
-    explain(error);
+    if (error.status === 503) {
+      say((words) => words.starting, true);
+      clearTimeout(timer);
+      timer = setTimeout(lookAgain, 1000 * (Number(error.retryAfter) || RETRY_S));
+    } else explain(error);
     return false;
   }
   showListing();
   return true;
+}
+
+async function lookAgain() {
+  if (page.listing === null) await firstListing();
+  else if (page.stopper === null && (await loadListing()) && byId("status").textContent === page.words.starting) {
+    say(() => "");
+  }
 }
 
 /** The first time also choose: what the address names, or the base and the newest adapter. */

@@ -3,8 +3,8 @@
 
 const FINISHED = ["stop", "length"];
 
-/** A run from the server's first event. A blind one stands in random order. */
-export function begin(event, blind) {
+/** A run of what was asked, from the server's first event. A blind one stands in random order. */
+export function begin(event, { body, blind }) {
   const cells = event.cells.map((cell) => ({
     ...cell,
     text: "",
@@ -22,7 +22,8 @@ export function begin(event, blind) {
     else columns.push({ model: cell.model, digest: cell.adapter_digest, scale: cell.lora_scale, cells: [cell] });
   }
   if (blind) shuffle(columns);
-  return { prompt: event.prompt, created: event.created, cells, columns, blind, picked: null, level: 0 }; // picked: a column
+  const picked = null; // a column, later
+  return { prompt: event.prompt, created: event.created, body, cells, columns, blind, picked, level: 0 };
 }
 
 function shuffle(items) {
@@ -61,6 +62,10 @@ export function isHidden(run) {
   return run.blind && run.picked === null && !isDiscarded(run);
 }
 
+export function isOver(run) {
+  return run.cells.every(({ state }) => state !== "running");
+}
+
 export function isDiscarded(run) {
   return run.blind && run.picked === null && run.cells.some(({ state }) => state === "broken" || state === "failed");
 }
@@ -86,16 +91,25 @@ export function speed({ tokens, firstTokens, began, ended }) {
 
 /** A run as lines of JSON, a text each, in the order shown. */
 export function toJsonLines(run) {
-  const lines = run.columns.flatMap(({ cells }) => cells).map((cell) => ({
+  const { top_p, top_k, repetition_penalty, max_tokens } = run.body;
+  const line = (column, cell) => ({
     prompt: run.prompt,
     model: cell.model,
     digest: cell.adapter_digest,
     seed: cell.seed,
     temperature: cell.temperature,
     scale: cell.lora_scale,
+    top_p,
+    top_k,
+    repetition_penalty,
+    max_tokens,
     text: cell.text,
     finish_reason: FINISHED.includes(cell.state) ? cell.state : null,
+    error: cell.message,
+    blind: run.blind,
+    picked: run.picked && run.picked === column, // null where nobody chose
     time: new Date(1000 * run.created).toISOString(),
-  }));
+  });
+  const lines = run.columns.flatMap((column) => column.cells.map((cell) => line(column, cell)));
   return lines.map((line) => `${JSON.stringify(line)}\n`).join("");
 }
