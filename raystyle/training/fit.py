@@ -67,8 +67,8 @@ def fit(
     if is_finished(adapter_dir, plan.steps):
         return TrainResult(adapter_dir, metrics.read(config.output_dir), unchanged=True)
     use_gpu, cpus, most = resources(config, stream is not None)
-    claim(config, plan)
     with held(config.output_dir):
+        claim(config, plan)
         validate = begin_validation() if begin_validation else None
         node = _place_beside(config, use_gpu, cpus) if validate else None
         validating: dict[str, Any] = {}

@@ -284,7 +284,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"raystyle: error: {error}", file=sys.stderr)
         return error.exit_code
     if rank == 0:
-        preflight.claim(config, checked.plan)
         print(describe(checked.plan), flush=True)
     task = Task(
         config=to_dict(config),
@@ -308,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             if rank == 0:
                 stack.enter_context(preflight.held(config.output_dir))
+                preflight.claim(config, checked.plan)
                 stack.enter_context(followed(config.output_dir, task.steps))
             train(task, Worker(rank, num_workers, hand_over))
     except RaystyleError as error:

@@ -122,7 +122,8 @@ def claim(config: TrainConfig, plan: planning.Plan) -> None:
 
 @contextlib.contextmanager
 def held(output_dir: str) -> Iterator[None]:
-    """Keep others from training in a claimed directory: two would take each other's half-written checkpoints for torn ones.
+    """Keep others from training in a directory, and from claiming it: two would take each other's half-written checkpoints for
+    torn ones.
 
     The hold goes with the process, however it ends. Object storage has none: there it is up to whoever submits a run twice.
     """
