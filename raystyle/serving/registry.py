@@ -10,6 +10,7 @@ is unloaded when its last request has ended. What was refused is looked at again
 
 import dataclasses
 import logging
+import os
 import shutil
 import threading
 import time
@@ -153,7 +154,7 @@ class Registry:
 
     def forget(self, digest: str) -> None:
         """Delete the copy of an adapter that has been unloaded."""
-        shutil.rmtree(storage.join(self.scratch_dir, digest))
+        shutil.rmtree(storage.join(self.scratch_dir, digest), ignore_errors=True)  # another may have cleaned up there
         self._examined = {
             uri: (files, outcome)
             for uri, (files, outcome) in self._examined.items()
@@ -233,7 +234,9 @@ class Registry:
         return outcome
 
     def _is_examined(self, found: Found) -> bool:
-        return found.uri in self._examined and self._examined[found.uri][0] == found.files
+        """Whether what came of a folder still stands: its files are the same, and the copy of them is there."""
+        files, outcome = self._examined.get(found.uri, (None, ""))
+        return files == found.files and (isinstance(outcome, str) or os.path.isdir(outcome.directory))
 
     def _candidate(self, found: Found, copied: Snapshot) -> Candidate:
         step = copied.step if found.kind == "checkpoint" else None

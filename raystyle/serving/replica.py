@@ -9,8 +9,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -21,6 +19,7 @@ from raystyle.generation import Row, Sampling, encode
 from raystyle.serving.contract import BASE, Card, Delta, Engine, Generation, Listing, Started
 from raystyle.serving.errors import RequestError
 from raystyle.serving.registry import Candidate, Registry
+from raystyle.serving.scratch import Scratch
 from raystyle.serving.text import LogprobStream, TextStream
 
 LOG = logging.getLogger(__name__)
@@ -39,10 +38,10 @@ class Replica:
     def __init__(self, config: ServeConfig, tokenizer: Any) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.engine: Engine
-        self.scratch = tempfile.mkdtemp(prefix="raystyle-serve-")
+        self.scratch = Scratch()
         self.registry = Registry(
             config.adapters_path,
-            self.scratch,
+            self.scratch.path,
             base_identity=models.identity(config.model_name_or_path),
             tokenizer_digest=tokens.tokenizer_digest(tokenizer),
             allow_unverified_base=config.allow_unverified_base,
@@ -65,7 +64,7 @@ class Replica:
             replica.engine = await asyncio.to_thread(_engine, config, [candidate.directory for candidate in candidates])
             await replica._take_in(candidates)
         except BaseException:
-            shutil.rmtree(replica.scratch, ignore_errors=True)
+            replica.scratch.remove()
             raise
         replica._watch = asyncio.create_task(replica._keep_looking())
         return replica
@@ -76,7 +75,7 @@ class Replica:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
         await self.engine.close()
-        await asyncio.to_thread(shutil.rmtree, self.scratch, ignore_errors=True)
+        await asyncio.to_thread(self.scratch.remove)
 
     # ── adapters ──
 
@@ -107,9 +106,12 @@ class Replica:
         async with self._looking:
             # What lost its name at the last look goes now: a listing that still had it is out of date since.
             for digest in self.registry.drained():
-                self.effects.pop(digest, None)
-                await self.engine.unload(digest)
-                await asyncio.to_thread(self.registry.forget, digest)
+                try:
+                    self.effects.pop(digest, None)
+                    await self.engine.unload(digest)
+                    await asyncio.to_thread(self.registry.forget, digest)
+                except Exception:  # the next look tries again; what is new must not wait for it
+                    LOG.exception("adapter %s could not be unloaded", digest[:12])
             await self._take_in(await asyncio.to_thread(self.registry.look))
 
     async def _take_in(self, candidates: Sequence[Candidate]) -> None:

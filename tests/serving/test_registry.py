@@ -210,6 +210,16 @@ def test_a_removed_adapter_goes_at_once_and_comes_back(run, registry_of, tmp_pat
     assert turn(registry) == (["style"], [])
 
 
+def test_a_copy_that_is_gone_is_made_again(run, registry_of, tmp_path):
+    registry = registry_of(run)
+    [candidate] = registry.look()
+    shutil.rmtree(tmp_path / "scratch")
+    assert registry.look() == [candidate] and adapters.fingerprint(candidate.directory) == candidate.digest
+    turn(registry)
+    shutil.rmtree(tmp_path / "scratch")
+    assert turn(registry) == ([], []) and copies(tmp_path) == {candidate.digest}
+
+
 def test_names_of_the_same_digest_share_one_load(run, registry_of, made, tmp_path):
     hostile.write_checkpoint(run, made[0], 7)
     registry = registry_of(run)

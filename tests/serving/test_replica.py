@@ -132,7 +132,7 @@ def test_a_request_keeps_the_adapter_it_was_given_while_its_name_moves_on(tiny_m
             pieces += [event.text async for found in running for event in found if isinstance(event, Delta)]
             assert "".join(pieces) == expected[0]
             await replica.refresh()
-            assert old not in replica.effects and not (Path(replica.scratch) / old).exists()
+            assert old not in replica.effects and not (Path(replica.scratch.path) / old).exists()
             with pytest.raises(RequestError) as error:
                 await collect(replica, asked)
             assert error.value.code == "unavailable"
@@ -161,6 +161,21 @@ def test_one_that_is_gone_is_unloaded(tiny_model, folder):
             assert len(replica.effects) == 2, "who has just seen it in a listing may still ask for it"
             await replica.refresh()
             assert len(replica.effects) == 1 and len(replica.engine.lora.ranks) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fails", ["nothing", "unloading"])
+def test_a_copy_that_somebody_else_removed_holds_up_nothing(tiny_model, folder, monkeypatch, fails):
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            shutil.rmtree(replica.scratch.path)
+            shutil.rmtree(folder / "second")
+            await replica.refresh()
+            if fails == "unloading":
+                monkeypatch.setattr(replica.engine, "unload", lambda digest: 1 / 0)
+            hostile.write_adapter(folder / "third", tiny_model, seed=8)
+            assert set(digests(await replica.refresh())) == {"base", "first", "third"}
 
     asyncio.run(main())
 
