@@ -88,8 +88,13 @@ def verify(directory: str, layers: dict[str, int] | None = None) -> dict[str, An
                 raise ModelError(f"the adapter `{directory}` has {half} for {found} of {count} `{module}` layers")
     if not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name):
         raise ModelError(f"the adapter `{directory}` is all zero: it would change nothing")
-    about_path = os.path.join(directory, ABOUT)
-    return storage.read_json(about_path) if os.path.exists(about_path) else {}
+    return about(directory)
+
+
+def about(directory: str) -> dict[str, Any]:
+    """What a local adapter's `raystyle_adapter.json` says; nothing where there is none. Raises `StorageError`."""
+    path = os.path.join(directory, ABOUT)
+    return storage.read_json(path) if os.path.exists(path) else {}
 
 
 def find(path: str) -> str:

@@ -76,12 +76,12 @@ def check_base(about: Mapping[str, Any], base: Base, allow_unverified_base: bool
     is_same = models.is_same_base(theirs, base.identity) if isinstance(theirs, str) else None
     if is_same is False:
         raise ModelError(
-            f"it was trained on another base: `{theirs}`, and this is `{base.identity}`\nhint: serve it with its own base"
+            f"it was trained on another base: `{theirs}`, and this is `{base.identity}`\nhint: use it with its own base"
         )
     if tokenizer is not None and tokenizer != base.tokenizer_digest:
         raise ModelError(
             f"it was trained with another tokenizer: {str(tokenizer)[:12]}, and this is {base.tokenizer_digest[:12]}\n"
-            "hint: serve it with its own (`--tokenizer_name_or_path`)"
+            "hint: use it with its own (`--tokenizer_name_or_path`)"
         )
     if is_same and tokenizer is not None:
         return True
