@@ -49,7 +49,7 @@ class Candidate:
 
 
 class Registry:
-    """The names and digests of one replica. `base_identity` is `models.identity`'s, `tokenizer_digest` is `tokens`'."""
+    """The names and digests of one replica. `base_identity` and `linears` are `models`', `tokenizer_digest` is `tokens`'."""
 
     def __init__(
         self,
@@ -58,12 +58,13 @@ class Registry:
         *,
         base_identity: str,
         tokenizer_digest: str,
+        linears: Mapping[str, tuple[int, int]],
         allow_unverified_base: bool,
         max_adapters: int,
     ) -> None:
         self.paths = tuple(dict.fromkeys(map(storage.absolute, paths)))
         self.scratch_dir = scratch_dir
-        self.base = Base(base_identity, tokenizer_digest)
+        self.base = Base(base_identity, tokenizer_digest, linears)
         self.allow_unverified_base, self.max_adapters = allow_unverified_base, max_adapters
         # The loop's own.
         self._listings: dict[str, Files] = {}

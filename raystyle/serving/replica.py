@@ -44,6 +44,7 @@ class Replica:
             self.scratch.path,
             base_identity=models.identity(config.model_name_or_path),
             tokenizer_digest=tokens.tokenizer_digest(tokenizer),
+            linears=models.linears(models.laid_out(config.model_name_or_path, config.trust_remote_code)),
             allow_unverified_base=config.allow_unverified_base,
             max_adapters=config.max_adapters,
         )

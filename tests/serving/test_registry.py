@@ -34,6 +34,7 @@ def registry_of(tmp_path, tiny_model):
             [str(path) for path in paths],
             str(tmp_path / "scratch"),
             **hostile.identity(tiny_model),
+            linears=hostile.linears(tiny_model),
             allow_unverified_base=allow_unverified_base,
             max_adapters=max_adapters,
         )
