@@ -268,7 +268,7 @@ class Replica:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _choice(self, generation: Generation, number: int, row: Row) -> AsyncGenerator[Delta, None]:
-        text, scores = TextStream(self.tokenizer, generation.stop), LogprobStream(self.tokenizer)
+        text, scores = TextStream(self.tokenizer, generation.stop, row.prompt_ids), LogprobStream(self.tokenizer)
         wants_prompt = generation.echo
         async with contextlib.aclosing(self.engine.generate(row)) as found:
             async for tokens_ in found:

@@ -6,13 +6,14 @@ import shutil
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import builders
 import hostile
 import pytest
 
 from raystyle import adapters, generation, models, tokens
 from raystyle.config import ServeConfig
 from raystyle.generation import Sampling
-from raystyle.serving.contract import LEAST_EFFECT, Delta, Generation, Message, Started
+from raystyle.serving.contract import LEAST_EFFECT, Delta, Generation, Message, Started, Tokens
 from raystyle.serving.errors import RequestError
 from raystyle.serving.replica import Replica
 
@@ -86,6 +87,19 @@ def test_its_texts_are_generations(tiny_model, folder):
         model, tokens.load_tokenizer(str(tiny_model)), [PROMPT] * 2, [sampling(), sampling(seed=4)]
     )
     assert texts == [completion.text for completion in expected]
+
+
+def test_a_continuation_is_what_it_is_behind_its_prompt(tiny_model, folder, monkeypatch):
+    async def the_the(row):
+        yield Tokens((1, 1), finish_reason="stop")
+
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            monkeypatch.setattr(replica.engine, "generate", the_the)
+            replica.tokenizer = builders.metaspace_tokenizer()
+            return (await collect(replica, Generation("g", "气", (sampling(),))))[0]
+
+    assert asyncio.run(main()) == [" the the"]
 
 
 def test_an_adapter_that_moves_nothing_is_refused_when_it_is_tried(tiny_model, folder):
