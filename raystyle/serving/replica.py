@@ -16,6 +16,7 @@ from raystyle import adapters, models, storage, tokens
 from raystyle.config import ServeConfig, TrainConfig
 from raystyle.errors import ModelError, RaystyleError
 from raystyle.generation import Row, Sampling, encode
+from raystyle.serving.catalogue import MAX_AGE_S
 from raystyle.serving.contract import BASE, Card, Delta, Engine, Generation, Listing, Started
 from raystyle.serving.errors import RequestError
 from raystyle.serving.registry import Candidate, Registry
@@ -26,6 +27,8 @@ LOG = logging.getLogger(__name__)
 # Plain Chinese and English of our own: on its tokens base and adapter are compared.
 CANARY = "今日天气阴沉，她把窗子关上，听见远处有人说话。The road went on into the hills, and nobody spoke for a while."
 CANARY_TOKENS = 48
+# Seconds for which a digest that lost its name stays loaded: who has just seen it in a listing may ask for it still.
+NAMELESS_S = MAX_AGE_S + 1.0
 # Seconds between two messages of a generation, for each that runs and on one core. A message costs the processes between here
 # and the client some 5 ms of a core (bench/serve.py), so that those of all generations take at most a third of the machine.
 SHARED_PACE_S = 0.016
@@ -52,6 +55,7 @@ class Replica:
         self.running = 0  # generations
         self._looking = asyncio.Lock()
         self._looks: set[asyncio.Task[None]] = set()
+        self._next_look: asyncio.Task[None] | None = None  # it waits for the one that is going on
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
@@ -71,10 +75,10 @@ class Replica:
         return replica
 
     async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+        going_on = [*self._looks, *([self._watch] if self._watch else [])]
+        for task in going_on:
+            task.cancel()
+        await asyncio.gather(*going_on, return_exceptions=True)
         await self.engine.close()
         await asyncio.to_thread(self.scratch.remove)
 
@@ -95,18 +99,20 @@ class Replica:
     async def refresh(self) -> Listing:
         """Look at `adapters_path` now; load and prove what is new, forget what is gone and no longer used.
 
-        It goes on to its end when its caller does not wait for that.
+        It goes on to its end when its caller does not wait for that. One that has not begun is for all who ask meanwhile.
         """
-        look = asyncio.create_task(self._refresh())
-        self._looks.add(look)
-        look.add_done_callback(self._looks.discard)
+        look = self._next_look
+        if look is None:
+            look = self._next_look = asyncio.create_task(self._refresh())
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
         await asyncio.shield(look)
         return await self.listing()
 
     async def _refresh(self) -> None:
         async with self._looking:
-            # What lost its name at the last look goes now: a listing that still had it is out of date since.
-            for digest in self.registry.drained():
+            self._next_look = None
+            for digest in self.registry.drained(NAMELESS_S):
                 try:
                     self.effects.pop(digest, None)
                     await self.engine.unload(digest)
@@ -122,7 +128,8 @@ class Replica:
             except ModelError as error:
                 self.registry.refuse(candidate, str(error))
             except Exception:
-                # Not its fault, for all that is known: memory, or another request's failure. The next look tries it again.
+                # Not its fault, for all that is known: memory, or another request's failure.
+                self.registry.put_off(candidate)
                 LOG.exception("adapter `%s` could not be tried, and is not served yet", candidate.name)
 
     async def _keep_looking(self) -> None:
@@ -142,9 +149,13 @@ class Replica:
             return self.effects[digest]
         try:
             await self.engine.load(digest, candidate.directory)
-            # Side by side, so that both are computed in the same batch.
-            base, adapted = await asyncio.gather(self._canary(None), self._canary(digest))
-            effect = max(abs(own - other) for own, other in zip(adapted, base, strict=True))
+            try:
+                # Side by side, so that both are computed in the same batch; where one fails the other ends too.
+                async with asyncio.TaskGroup() as group:
+                    base, adapted = (group.create_task(self._canary(whose)) for whose in (None, digest))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            effect = max(abs(own - other) for own, other in zip(adapted.result(), base.result(), strict=True))
             if not effect < float("inf"):
                 raise ModelError("with it the model's log-probabilities are not finite")
             if effect < self.engine.least_effect:
