@@ -13,6 +13,7 @@ from typing import Any
 from raystyle.generation import REPLACEMENT, Scored, context, decode
 from raystyle.serving.contract import Alternative, TokenLogprob
 
+MOST_BYTES = 4  # of a character in UTF-8
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -59,20 +60,30 @@ class TextStream:
             before = context(self.tokenizer, self._prompt_ids)
             self._given, self._read, self._prompt_ids = decode(self.tokenizer, before), len(before), None
             self._ids[:0] = before
-        after = self._text()
-        if after.endswith(REPLACEMENT) or len(after) <= len(self._given):
-            return ""
-        found = after[len(self._given) :]
-        self._context, self._read = self._read, len(self._ids)
-        self._given = decode(self.tokenizer, self._ids[self._context :])
+        count = len(self._ids)
+        # Where the last tokens are part of a character, which has so many bytes at most, what stands before them is whole.
+        for end in range(count, max(self._read, count - MOST_BYTES), -1):
+            text = self._text(end)
+            if not text.endswith(REPLACEMENT):
+                return self._out(text, end, held=0)
+        # More of them than that never become one. The last may be the beginning of the next.
+        return self._out(self._text(count), count, held=1) if count - self._read > MOST_BYTES else ""
+
+    def _out(self, text: str, end: int, held: int) -> str:
+        """What is new in the text of the ids up to `end`, but for its last `held` characters."""
+        found = text[len(self._given) : len(text) - held]
+        if found:
+            self._context, self._read = self._read, end
+            text = decode(self.tokenizer, self._ids[self._context : end])
+            self._given = text[: len(text) - held]
         return found
 
-    def _text(self) -> str:
+    def _text(self, end: int | None = None) -> str:
         """Of the ids from `context` on. What is given out stays, whatever new ones make of it."""
-        text = decode(self.tokenizer, self._ids[self._context :])
+        text = decode(self.tokenizer, self._ids[self._context : end])
         if not text.startswith(self._given):
             self._context, self._given = self._read, ""
-            text = decode(self.tokenizer, self._ids[self._context :])
+            text = decode(self.tokenizer, self._ids[self._context : end])
         return text
 
     def _release(self, text: str, is_last: bool) -> str:

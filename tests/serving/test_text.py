@@ -17,6 +17,16 @@ def tiny_tokenizer(tiny_model):
     return tokens.load_tokenizer(str(tiny_model))
 
 
+@pytest.fixture(scope="module")
+def metaspace():
+    return builders.metaspace_tokenizer()
+
+
+def in_bytes(text):
+    """`metaspace`'s ids of characters that it has none of its own for."""
+    return [4 + byte for byte in text.encode()]
+
+
 def streamed(tokenizer, ids, cuts=(), stop=(), prompt=()):
     stream, found, start = TextStream(tokenizer, stop, prompt), [], 0
     for end in [*sorted({cut for cut in cuts if cut < len(ids)}), len(ids)]:
@@ -38,6 +48,38 @@ def test_no_piece_ends_in_part_of_a_character(tiny_tokenizer, text, size):
     ids = tiny_tokenizer(text.replace("\ufffd", ""), add_special_tokens=False)["input_ids"]
     pieces, _ = streamed(tiny_tokenizer, ids, range(0, len(ids), size))
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+class Counting:
+    """A tokenizer, and how many tokens it decoded."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.count = tokenizer, 0
+
+    def decode(self, ids, **more):
+        self.count += len(ids)
+        return self.tokenizer.decode(ids, **more)
+
+
+def test_bytes_that_never_become_a_character_are_neither_held_for_ever_nor_decoded_again_and_again(tiny_tokenizer):
+    [lone] = [token for token in range(320) if token_bytes(tiny_tokenizer, token) == b"\xa9"]
+    counting = Counting(tiny_tokenizer)
+    pieces, _ = streamed(counting, [lone] * 500, range(500))
+    assert "".join(pieces) == "\ufffd" * 500 and "".join(pieces[:10])
+    assert counting.count < 500 * 100
+
+
+def test_a_batch_that_ends_in_part_of_a_character_gives_out_the_whole_ones(metaspace):
+    ids = in_bytes("𠮷野家")
+    pieces, _ = streamed(metaspace, ids, [len(ids) - 2])
+    assert pieces == ["𠮷野", "家", ""]
+
+
+@given(st.lists(st.one_of(st.just([4 + 0xA9]), st.just([1]), st.just(in_bytes("天")))), st.integers(1, 9))
+def test_what_stands_behind_bytes_that_are_no_character_is_not_lost(metaspace, parts, size):
+    ids = [token for part in parts for token in part] + [4 + 0xA9, 1, 3]
+    pieces, _ = streamed(metaspace, ids, range(0, len(ids), size))
+    assert "".join(pieces).endswith(" the气") and "".join(pieces).count("the") == ids.count(1)
 
 
 @given(
@@ -80,16 +122,6 @@ def test_a_special_token_stands_for_no_bytes(tiny_tokenizer):
     assert token_bytes(tiny_tokenizer, tiny_tokenizer.eos_token_id) == b""
     [item] = LogprobStream(tiny_tokenizer).add([Scored(tiny_tokenizer.eos_token_id, None, ())])
     assert (item.token, item.offset, item.logprob) == ("<|endoftext|>", 0, None)
-
-
-@pytest.fixture(scope="module")
-def metaspace():
-    return builders.metaspace_tokenizer()
-
-
-def in_bytes(text):
-    """`metaspace`'s ids of characters that it has none of its own for."""
-    return [4 + byte for byte in text.encode()]
 
 
 def test_a_metaspace_vocabulary_with_bytes_for_the_rest(metaspace):
