@@ -32,7 +32,7 @@ NAMELESS_S = MAX_AGE_S + 1.0
 # Seconds between two messages of a generation, for each that runs and on one core. A message costs the processes between here
 # and the client some 5 ms of a core (bench/serve.py), so that those of all generations take at most a third of the machine.
 SHARED_PACE_S = 0.016
-CORES = os.cpu_count() or 1
+CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
 
 
 class Replica:
@@ -53,6 +53,7 @@ class Replica:
         )
         self.effects: dict[str, float] = {}  # of the digests that the engine holds
         self.running = 0  # generations
+        self.cores = _cores()
         self._looking = asyncio.Lock()
         self._looks: set[asyncio.Task[None]] = set()
         self._next_look: asyncio.Task[None] | None = None  # it waits for the one that is going on
@@ -272,7 +273,7 @@ class Replica:
                     yield found
                 if is_over:
                     return
-                await asyncio.wait(tasks, timeout=max(generation.pace_s, SHARED_PACE_S / CORES * self.running))
+                await asyncio.wait(tasks, timeout=max(generation.pace_s, SHARED_PACE_S / self.cores * self.running))
         finally:
             for task in tasks:
                 task.cancel()
@@ -305,6 +306,16 @@ class Replica:
     def check(self) -> None:
         """Raises where the engine can serve no more."""
         self.engine.check()
+
+
+def _cores() -> float:
+    """The CPU cores that this process may use: in a container fewer than the machine has."""
+    cores = float(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, ValueError):
+        with open(CPU_QUOTA) as file:  # microseconds, or `max`, of so many
+            quota, period = file.read().split()
+        cores = min(cores, int(quota) / int(period))
+    return cores
 
 
 def _engine(config: ServeConfig, adapters_there: Sequence[str]) -> Engine:
