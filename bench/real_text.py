@@ -84,7 +84,7 @@ def main() -> None:
             pipeline.train(from_dict(TrainConfig, BY_HEART | run), say)
     where = {"model_name_or_path": places["base"], "lora_path": places["run"]}
     drawn = {"prompt": PROMPTS, "max_new_tokens": 80, "temperature": 0.8}
-    samples = [dataclasses.asdict(s) for s in pipeline.sample(from_dict(SampleConfig, where | drawn))]
+    samples = [dataclasses.asdict(s) for s in pipeline.sample(from_dict(SampleConfig, where | drawn), print)]
     measured = {
         "base": dataclasses.asdict(report),
         "heldout_loss_base": result.values("heldout_loss")[0],

@@ -66,30 +66,41 @@ def verify(directory: str, layers: dict[str, int] | None = None) -> dict[str, An
     import torch
     from safetensors import SafetensorError, safe_open
 
+    broken: list[str] = []
+    is_zero = True
     try:
         with open(os.path.join(directory, CONFIG), encoding="utf-8") as file:
-            rank_pattern = json.load(file)
+            peft_type = json.load(file).get("peft_type")
         with safe_open(os.path.join(directory, WEIGHTS), framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+            names = list(stored.keys())
+            for name in names:  # one at a time, for together they may be more than there is memory for
+                tensor = stored.get_tensor(name)
+                # The least and greatest of values are not finite where one of them is not, and far quicker to find than each.
+                if not torch.stack(torch.aminmax(tensor)).isfinite().all():
+                    broken.append(name)
+                is_zero = is_zero and not ("lora_B" in name and tensor.any())
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the adapter `{directory}` cannot be opened: {error}") from error
-    if rank_pattern.get("peft_type") != "LORA":
-        raise ModelError(f"the adapter `{directory}` is a `{rank_pattern.get('peft_type')}`, not a LoRA")
-    # The least and greatest of values are not finite where one of them is not, and far quicker to find than each by itself.
-    broken = [name for name, tensor in tensors.items() if not torch.stack(torch.aminmax(tensor)).isfinite().all()]
+    if peft_type != "LORA":
+        raise ModelError(f"the adapter `{directory}` is a `{peft_type}`, not a LoRA")
     if broken:
         raise ModelError(
             f"the adapter `{directory}` has values that are not finite, in `{broken[0]}` and {len(broken) - 1} more"
         )
     for module, count in (layers or {}).items():
         for half in ("lora_A", "lora_B"):
-            found = sum(f".{module}.{half}." in name for name in tensors)
+            found = sum(f".{module}.{half}." in name for name in names)
             if found != count:
                 raise ModelError(f"the adapter `{directory}` has {half} for {found} of {count} `{module}` layers")
-    if not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name):
+    if is_zero:
         raise ModelError(f"the adapter `{directory}` is all zero: it would change nothing")
-    about_path = os.path.join(directory, ABOUT)
-    return storage.read_json(about_path) if os.path.exists(about_path) else {}
+    return about(directory)
+
+
+def about(directory: str) -> dict[str, Any]:
+    """What a local adapter's `raystyle_adapter.json` says; nothing where there is none. Raises `StorageError`."""
+    path = os.path.join(directory, ABOUT)
+    return storage.read_json(path) if os.path.exists(path) else {}
 
 
 def find(path: str) -> str:

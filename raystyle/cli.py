@@ -91,6 +91,10 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
+def warn(message: str) -> None:
+    print(f"raystyle: warning: {message}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
     """Ray for as long as the block lasts: the one named by a flag or `RAY_ADDRESS`, else one of our own.
@@ -221,7 +225,7 @@ def run_sample(config: SampleConfig) -> None:
 
     from raystyle import pipeline
 
-    for sample in pipeline.sample(config):
+    for sample in pipeline.sample(config, warn):
         if config.json:
             say(json.dumps(dataclasses.asdict(sample), ensure_ascii=False))
         else:
@@ -258,7 +262,7 @@ def run_serve(config: ServeConfig) -> None:
     from raystyle.serving import app, wall
 
     for warning in app.check(config):
-        print(f"raystyle: warning: {warning}", file=sys.stderr)
+        warn(warning)
     # For Serve's proxy: limits that it has no setting for, and its way to the ingress. A cluster that runs already has its own,
     # in its image.
     for name, value in (app.PROXY_VARIABLES | {wall.VARIABLE: f"{wall.__name__}:build"}).items():

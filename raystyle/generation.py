@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from raystyle.decoding import Decoder
 
 
+CONTEXT_TOKENS = 5
+REPLACEMENT = "\ufffd"  # what decoders give for bytes that are no character
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How one row's tokens are drawn."""
@@ -109,9 +113,32 @@ def complete(decoder: "Decoder", tokenizer: Any, rows: Sequence[Row]) -> list[Co
             if step.finish_reason:
                 finished[step.slot] = step.finish_reason
     return [
-        Completion(tokenizer.decode(drawn[slot], skip_special_tokens=True), tuple(drawn[slot]), finished[slot])
-        for slot in slots
+        Completion(_continuation(tokenizer, row.prompt_ids, drawn[slot]), tuple(drawn[slot]), finished[slot])
+        for row, slot in zip(rows, slots, strict=True)
     ]
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens, special ones left out."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def context(tokenizer: Any, prompt_ids: Sequence[int]) -> list[int]:
+    """The end of a prompt, behind which its continuation is decoded: some tokenizers treat the start of a text specially,
+    and SentencePiece's take a space away there.
+
+    Some tokens of whole characters, where they are: bytes that are none may change what stands behind them.
+    """
+    ends = [list(prompt_ids[-count:]) for count in range(CONTEXT_TOKENS, CONTEXT_TOKENS + 4)]
+    return next((ids for ids in ends if REPLACEMENT not in decode(tokenizer, ids)), ends[0])
+
+
+def _continuation(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of new tokens, as `serving.text.TextStream` gives it piece by piece."""
+    before = context(tokenizer, prompt_ids)
+    start, text = decode(tokenizer, before), decode(tokenizer, [*before, *ids])
+    # Where the prompt ends in part of a character the first of them may change it.
+    return text[len(start) :] if text.startswith(start) else decode(tokenizer, ids)
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:

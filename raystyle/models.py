@@ -160,6 +160,14 @@ def laid_out(name: str, trust_remote_code: bool = False, attn_implementation: st
         return auto.from_config(config, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation)
 
 
+def linears(model: Any) -> dict[str, tuple[int, int]]:
+    """Every linear layer of a network, by its whole name: how many features go in and out."""
+    import torch
+
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return {name: (layer.in_features, layer.out_features) for name, layer in layers}
+
+
 def read_shapes(name: str, trust_remote_code: bool = False) -> Shapes:
     """The model's shapes from its config: the network is laid out on torch's meta device, so nothing is allocated."""
     return shapes_of(laid_out(name, trust_remote_code), identity(name))

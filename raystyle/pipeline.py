@@ -6,7 +6,7 @@ not exist, LoRA targets that match nothing, a directory that is another run's.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raystyle import adapters, generation, models, storage, tokens
@@ -180,37 +180,68 @@ class Sample:
     finish_reason: str
 
 
-def sample(config: SampleConfig) -> Iterator[Sample]:
+def sample(config: SampleConfig, warn: Say) -> Iterator[Sample]:
     """Continuations of every prompt by the base and, where `lora_path` is given, by the adapter, in that order.
 
     They come from the decode loop and the adapter layers that the embedded engine serves with: the same seed, prompt and
-    settings give the same text over HTTP.
+    settings give the same text over HTTP. Raises `ModelError` for an adapter of another base, `ConfigError` for a prompt
+    that is too long; `warn` is told of an adapter that does not say whose it is.
     """
     from raystyle.decoding import Decoder
     from raystyle.multi_lora import MultiLora
 
     device = models.auto_device()
     tokenizer = _tokenizer(config)
-    network: Any = models.load_base(
-        config.model_name_or_path,
-        dtype=models.auto_dtype(device),
-        attn_implementation=None,
-        trust_remote_code=config.trust_remote_code,
-    )
-    network = network.to(device).eval()
-    lora = MultiLora(network)
-    decoder = Decoder(
-        network,
-        generation.end_ids(network, tokenizer),
-        max_rows=config.num_samples,
-        choose=lora.choose,
-    )
+    prompts = {prompt: tuple(generation.encode(tokenizer, prompt)) for prompt in config.prompt}
+    _check_lengths(config, prompts)
     with adapters.opened(config.lora_path) if config.lora_path else contextlib.nullcontext() as directory:
-        yield from _samples(config, decoder, tokenizer, None)
+        if directory is not None:
+            _check_base(config, tokenizer, directory, warn)
+        network: Any = models.load_base(
+            config.model_name_or_path,
+            dtype=models.auto_dtype(device),
+            attn_implementation=None,
+            trust_remote_code=config.trust_remote_code,
+        )
+        network = network.to(device).eval()
+        lora = MultiLora(network)
+        decoder = Decoder(
+            network,
+            generation.end_ids(network, tokenizer),
+            max_rows=config.num_samples,
+            choose=lora.choose,
+        )
+        yield from _samples(config, decoder, tokenizer, prompts, None)
         if directory is not None:
             fingerprint = adapters.fingerprint(directory)
             lora.load(fingerprint, directory)
-            yield from _samples(config, decoder, tokenizer, fingerprint)
+            yield from _samples(config, decoder, tokenizer, prompts, fingerprint)
+
+
+def _check_lengths(config: SampleConfig, prompts: Mapping[str, tuple[int, ...]]) -> None:
+    """Every prompt and its continuation must fit into the positions that the model knows."""
+    text = models.load_config(config.model_name_or_path, config.trust_remote_code).get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    for prompt, ids in prompts.items():
+        if positions and len(ids) + config.max_new_tokens > positions:
+            way_out = f"`--max_new_tokens {positions - len(ids)}`, or a shorter prompt"
+            raise ConfigError(
+                f"the prompt `{prompt[:20]}{'…' * (len(prompt) > 20)}` has {len(ids)} tokens and `max_new_tokens` is "
+                f"{config.max_new_tokens}: more than the {positions} positions the model knows\n"
+                f"hint: use {way_out if positions > len(ids) else 'a shorter prompt'}"
+            )
+
+
+def _check_base(config: SampleConfig, tokenizer: Any, directory: str, warn: Say) -> None:
+    """Refuse an adapter that says that it is another base's; `warn` of one that does not say."""
+    from raystyle.serving import inspection
+
+    base = inspection.Base(models.identity(config.model_name_or_path), tokens.tokenizer_digest(tokenizer))
+    if not inspection.check_base(adapters.about(directory), base, allow_unverified_base=True):
+        warn(
+            f"the adapter `{config.lora_path}` does not say that it was trained on this base and tokenizer: "
+            "on another its texts mean nothing"
+        )
 
 
 def _base(config: SampleConfig | ExportConfig, dtype: Any) -> Any:
@@ -221,9 +252,10 @@ def _tokenizer(config: SampleConfig | ExportConfig) -> Any:
     return tokens.load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, config.trust_remote_code)
 
 
-def _samples(config: SampleConfig, decoder: Any, tokenizer: Any, adapter: str | None) -> Iterator[Sample]:
+def _samples(
+    config: SampleConfig, decoder: Any, tokenizer: Any, prompts: Mapping[str, tuple[int, ...]], adapter: str | None
+) -> Iterator[Sample]:
     for prompt_number, prompt in enumerate(config.prompt):
-        ids = tuple(generation.encode(tokenizer, prompt))
         # Each draw has a seed of its own, so that more samples or prompts do not change the first ones.
         samplings = [
             generation.Sampling(
@@ -236,7 +268,7 @@ def _samples(config: SampleConfig, decoder: Any, tokenizer: Any, adapter: str | 
             )
             for number in range(config.num_samples)
         ]
-        rows = [generation.Row(ids, sampling, adapter, config.lora_scale) for sampling in samplings]
+        rows = [generation.Row(prompts[prompt], sampling, adapter, config.lora_scale) for sampling in samplings]
         for number, completion in enumerate(generation.complete(decoder, tokenizer, rows)):
             name = adapter and adapter[:12]
             yield Sample(prompt, number, name, completion.text, len(completion.token_ids), completion.finish_reason)

@@ -67,6 +67,20 @@ def write_model(
     return directory
 
 
+def metaspace_tokenizer() -> Any:
+    """As Llama 2 and Mistral have it: `▁` for a space, bytes for the rest, and no space at a text's start."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "▁the": 1, "▁": 2, "气": 3} | {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
+    core = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+
+
 def write_prepared(directory: Path, model: Path, *, rows: int = 22, length: int = 64, seed: int = 0) -> Path:
     """A `prepare` output with rows of two to four documents each and a held-out document, in two shards."""
     from raystyle import tokens

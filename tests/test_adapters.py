@@ -1,5 +1,6 @@
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -76,6 +77,33 @@ def test_one_value_that_is_not_finite_is_found_wherever_it_is(saved, dtype, valu
     rewrite(saved, spoil)
     with pytest.raises(ModelError, match="not finite"):
         adapters.verify(str(saved))
+
+
+def test_tensors_are_looked_at_one_at_a_time(saved, monkeypatch):
+    """Together they may be more than there is memory for."""
+    alive = weakref.WeakSet()
+
+    class Stored:
+        def __init__(self, path, framework):
+            self.names = list(load_file(path))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def keys(self):
+            return self.names
+
+        def get_tensor(self, name):
+            assert len(alive) <= 1  # the last one, until this one takes its place
+            tensor = torch.ones(4, 4)
+            alive.add(tensor)
+            return tensor
+
+    monkeypatch.setattr("safetensors.safe_open", Stored)
+    adapters.verify(str(saved))
 
 
 def test_a_pickled_adapter_is_never_opened(saved):

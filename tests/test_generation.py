@@ -1,5 +1,8 @@
 """The decode loop: equal to transformers' greedy search, and each row on its own."""
 
+from collections import namedtuple
+
+import builders
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +12,7 @@ import raystyle.generation
 from raystyle import models, tokens
 from raystyle.drawing import LIKELIEST, RANDOM_BITS, draw, penalise
 from raystyle.errors import ModelError
-from raystyle.generation import Sampling, generate, generate_all
+from raystyle.generation import Row, Sampling, generate, generate_all
 
 PROMPTS = ["今日天气阴沉，", "天地玄黄宇宙洪荒", "日"]
 
@@ -56,6 +59,25 @@ def test_end_of_text_ends_a_row_and_is_not_in_its_text(model, tiny_tokenizer, mo
     assert stopped.finish_reason == "stop"
     assert stop not in stopped.token_ids
     assert stopped.token_ids == free.token_ids[: free.token_ids.index(stop)]
+
+
+def test_the_space_that_a_continuation_begins_with_is_part_of_it():
+    """SentencePiece's decoders take it away at the start of a text, which a continuation is not."""
+
+    class Said:
+        is_idle = False
+
+        def admit(self, row):
+            self.row = row
+            return row
+
+        def advance(self):
+            self.is_idle = True
+            return [Step(self.row, token, reason) for token, reason in ((1, None), (1, "stop"))]
+
+    Step = namedtuple("Step", "slot token finish_reason error", defaults=[None])
+    [found] = raystyle.generation.complete(Said(), builders.metaspace_tokenizer(), [Row((3, 3), Sampling())])
+    assert found.text == " the the"
 
 
 def test_more_new_tokens_continue_what_fewer_gave(model, tiny_tokenizer):

@@ -143,7 +143,7 @@ def sample(base_dir: str, run_dir: str, seed: int) -> dict[str, list[str]]:
     )
     texts: dict[str, list[str]] = {"base": [], "adapter": []}
     with progress.bar(2 * SAMPLES, "sample", "text") as shown:
-        for found in pipeline.sample(config):
+        for found in pipeline.sample(config, print):
             texts["adapter" if found.adapter else "base"].append(found.text)
             shown.update()
     return texts

@@ -59,7 +59,7 @@ def listing(root: str) -> Files | None:
     Raises `StorageError` where that cannot be told.
     """
     if not storage.is_remote(root):
-        return dict(_local(root, os.path.realpath(root), ())) if os.path.isdir(root) else None
+        return dict(_local(root, os.path.realpath(root), ())) if _is_folder(root) else None
     if not storage.exists(root):
         return None
     found = {}
@@ -70,6 +70,16 @@ def listing(root: str) -> Files | None:
         if _may_hold_adapters(tuple(folders)):
             found["/".join([*folders, name])] = Entry("file", file.size, file.mtime_ns, (file.size, file.mtime_ns))
     return found
+
+
+def _is_folder(path: str) -> bool:
+    """Not so where nothing is there. A mount that does not answer just now says nothing of that (`os.path.isdir` says no)."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unlisted(path, error) from error
 
 
 def _may_hold_adapters(folders: tuple[str, ...]) -> bool:

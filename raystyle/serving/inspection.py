@@ -1,7 +1,8 @@
 """What an adapter's files say of it, and the refusal of all that is not plain LoRA trained on this base.
 
 Its config must be one that `lora_config` understands. A header must stand for pairs of matrices of the ranks that the config
-says, before memory is set aside for any. Each refusal names the file, and the tensor or field.
+says and of the sizes that the base's layers have, before anything is copied or memory is set aside for it. Each refusal names
+the file, and the tensor or field.
 """
 
 import json
@@ -22,14 +23,19 @@ DTYPE_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 UNSAFE = (".py", ".pyc", ".so", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 _MATRIX = re.compile(r"base_model\.model\.([\w.-]{1,300})\.lora_([AB])\.weight")
+_OTHER_BASE = "use it with the base it was trained on"
 _REMOVE = "remove it from the folder, and serve weights in safetensors only"
 
 
 class Base(NamedTuple):
-    """What an adapter's base must be: as `models.identity` and `tokens.tokenizer_digest` put it."""
+    """What an adapter's base must be: as `models.identity`, `tokens.tokenizer_digest` and `models.linears` put it.
+
+    For `check_weights` it needs its linear layers: by name, features in and out.
+    """
 
     identity: str
     tokenizer_digest: str
+    linears: Mapping[str, tuple[int, int]] = {}
 
 
 # ── the folder ──
@@ -76,12 +82,12 @@ def check_base(about: Mapping[str, Any], base: Base, allow_unverified_base: bool
     is_same = models.is_same_base(theirs, base.identity) if isinstance(theirs, str) else None
     if is_same is False:
         raise ModelError(
-            f"it was trained on another base: `{theirs}`, and this is `{base.identity}`\nhint: serve it with its own base"
+            f"it was trained on another base: `{theirs}`, and this is `{base.identity}`\nhint: use it with its own base"
         )
     if tokenizer is not None and tokenizer != base.tokenizer_digest:
         raise ModelError(
             f"it was trained with another tokenizer: {str(tokenizer)[:12]}, and this is {base.tokenizer_digest[:12]}\n"
-            "hint: serve it with its own (`--tokenizer_name_or_path`)"
+            "hint: use it with its own (`--tokenizer_name_or_path`)"
         )
     if is_same and tokenizer is not None:
         return True
@@ -96,8 +102,9 @@ def check_base(about: Mapping[str, Any], base: Base, allow_unverified_base: bool
 # ── the weights ──
 
 
-def check_weights(stream: BinaryIO, config: Mapping[str, Any]) -> None:
-    """Refuse weights whose header does not stand for pairs of LoRA matrices, of the ranks that the config says."""
+def check_weights(stream: BinaryIO, config: Mapping[str, Any], base: Base) -> None:
+    """Refuse weights whose header does not stand for pairs of LoRA matrices, of the ranks that the config says, for linear
+    layers of the base."""
     try:
         stored = tensors.read_header(stream)
     except ModelError as error:
@@ -120,6 +127,7 @@ def check_weights(stream: BinaryIO, config: Mapping[str, Any]) -> None:
         if found != (expected, expected):
             what = f"has rank {found[0]}, its lora_B {found[1]}, and {adapters.CONFIG} says {expected}"
             raise _refused(halves["A"].name, what, RESAVE)
+        _check_place(module, halves["A"], halves["B"], base)
     highest = max(halves["A"].shape[0] for halves in pairs.values())
     declared = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     if declared > highest:  # memory is set aside for it, on every module named
@@ -138,6 +146,15 @@ def _check_size(tensor: tensors.Tensor) -> None:
     if needed != tensor.end - tensor.start:
         what = f"has shape {str(tensor.shape)[:60]}, which needs {needed} bytes, and has {tensor.end - tensor.start}"
         raise _refused(tensor.name, what, RESAVE)
+
+
+def _check_place(module: str, a: tensors.Tensor, b: tensors.Tensor, base: Base) -> None:
+    if module not in base.linears:
+        raise _refused(a.name, "is for a linear layer that this base does not have", _OTHER_BASE)
+    if (a.shape[1], b.shape[0]) != base.linears[module]:
+        wanted = " -> ".join(map(str, base.linears[module]))
+        what = f"and its lora_B are for {a.shape[1]} -> {b.shape[0]}, and the base's layer is {wanted}"
+        raise _refused(a.name, what, _OTHER_BASE)
 
 
 def _of(pattern: Mapping[str, int], module: str, default: int) -> int:

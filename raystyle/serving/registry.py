@@ -10,6 +10,7 @@ is unloaded when its last request has ended. What was refused is looked at again
 
 import dataclasses
 import logging
+import os
 import shutil
 import threading
 import time
@@ -27,9 +28,12 @@ from raystyle.serving.snapshot import Snapshot, snapshot
 from raystyle.serving.words import EVALUATION, author_words
 
 RETRY_AFTER_S = 2.0
+# What could not be tried, for a reason that is none of its own, is tried again this much later, then twice as late each time.
+RETRY_S, LONGEST_RETRY_S = 2.0, 600.0
 # Object storage tells when a file was written in whole seconds. What is read this long after it was listed is what that
 # time stands for: a later file of the same size has a later one.
 REMOTE_TICK_S = 1.0
+_LATER = "it could not be tried yet, for a reason that the server's log tells; it is tried again"
 _LOG = logging.getLogger(__name__)
 
 
@@ -48,7 +52,7 @@ class Candidate:
 
 
 class Registry:
-    """The names and digests of one replica. `base_identity` is `models.identity`'s, `tokenizer_digest` is `tokens`'."""
+    """The names and digests of one replica. `base_identity` and `linears` are `models`', `tokenizer_digest` is `tokens`'."""
 
     def __init__(
         self,
@@ -57,12 +61,13 @@ class Registry:
         *,
         base_identity: str,
         tokenizer_digest: str,
+        linears: Mapping[str, tuple[int, int]],
         allow_unverified_base: bool,
         max_adapters: int,
     ) -> None:
         self.paths = tuple(dict.fromkeys(map(storage.absolute, paths)))
         self.scratch_dir = scratch_dir
-        self.base = Base(base_identity, tokenizer_digest)
+        self.base = Base(base_identity, tokenizer_digest, linears)
         self.allow_unverified_base, self.max_adapters = allow_unverified_base, max_adapters
         # The loop's own.
         self._listings: dict[str, Files] = {}
@@ -74,8 +79,10 @@ class Registry:
         self._served: dict[str, Candidate] = {}
         self._waiting: dict[str, Candidate] = {}  # to be admitted or refused
         self._refused: dict[str, Card] = {}
+        self._put_off: dict[str, tuple[int, float]] = {}  # by digest: how often, and when (`time.monotonic`) it ends
         self._effects: dict[str, float] = {}  # of the digests that may be held
         self._snapshots: set[str] = set()
+        self._nameless_since_s: dict[str, float] = {}  # of those of them that no name means
         self._users: Counter[str] = Counter()
 
     # ── the loop's ──
@@ -118,7 +125,8 @@ class Registry:
                 (self._served if known else self._waiting)[name] = candidate
             to_load: dict[str, Candidate] = {}
             for candidate in self._waiting.values():
-                to_load.setdefault(candidate.digest, candidate)
+                if self._put_off.get(candidate.digest, (0, 0.0))[1] <= time.monotonic():
+                    to_load.setdefault(candidate.digest, candidate)
             return list(to_load.values())
 
     def admit(self, candidate: Candidate, effect: float) -> None:
@@ -127,6 +135,14 @@ class Registry:
             for name in [name for name, waiting in self._waiting.items() if waiting.digest == candidate.digest]:
                 self._served[name] = self._waiting.pop(name)
                 self._effects[candidate.digest] = effect
+            self._put_off.pop(candidate.digest, None)
+
+    def put_off(self, candidate: Candidate) -> None:
+        """Try this digest again later, and later each time. Until then it is listed as refused."""
+        with self._lock:
+            count, _ = self._put_off.get(candidate.digest, (0, 0.0))
+            wait_s = min(RETRY_S * 2**count, LONGEST_RETRY_S)
+            self._put_off[candidate.digest] = count + 1, time.monotonic() + wait_s
 
     def refuse(self, candidate: Candidate, reason: str) -> None:
         """Serve this digest under no name. The reason is listed until the files change."""
@@ -135,25 +151,31 @@ class Registry:
             if isinstance(outcome, Snapshot) and outcome.digest == candidate.digest:
                 self._examined[uri] = (files, text)
         with self._lock:
+            self._put_off.pop(candidate.digest, None)
             for name in [name for name, waiting in self._waiting.items() if waiting.digest == candidate.digest]:
-                gone = self._waiting.pop(name)
-                self._refused[name] = Card(
-                    name, gone.kind, None, gone.step, gone.created, base_verified=False, refused=text
-                )
+                self._refused[name] = _refused_card(self._waiting.pop(name), text)
         self._say(candidate.name, f"the adapter `{candidate.name}` is refused: {text}")
 
-    def drained(self) -> list[str]:
-        """The digests that no name means and no request uses, to be unloaded. From now on nobody gets hold of them."""
+    def drained(self, nameless_s: float = 0.0) -> list[str]:
+        """The digests that no name has meant for so long and no request uses, to be unloaded. From now on nobody gets hold
+        of them."""
+        now_s = time.monotonic()
         with self._lock:
             meant = {candidate.digest for names in (self._served, self._waiting) for candidate in names.values()}
-            found = sorted(digest for digest in self._snapshots - meant if not self._users[digest])
+            known = self._nameless_since_s
+            self._nameless_since_s = {digest: known.get(digest, now_s) for digest in self._snapshots - meant}
+            found = sorted(
+                digest
+                for digest, since_s in self._nameless_since_s.items()
+                if now_s - since_s >= nameless_s and not self._users[digest]
+            )
             for digest in found:
                 self._effects.pop(digest, None)
             return found
 
     def forget(self, digest: str) -> None:
         """Delete the copy of an adapter that has been unloaded."""
-        shutil.rmtree(storage.join(self.scratch_dir, digest))
+        shutil.rmtree(storage.join(self.scratch_dir, digest), ignore_errors=True)  # another may have cleaned up there
         self._examined = {
             uri: (files, outcome)
             for uri, (files, outcome) in self._examined.items()
@@ -161,6 +183,7 @@ class Registry:
         }
         with self._lock:
             self._snapshots.discard(digest)
+            self._put_off.pop(digest, None)
 
     # ── anyone's ──
 
@@ -194,7 +217,8 @@ class Registry:
                 )
                 for each in self._served.values()
             ]  # fmt: skip
-            return (*sorted(served, key=_order), *sorted(self._refused.values(), key=_order))
+            later = [_refused_card(each, _LATER) for each in self._waiting.values() if each.digest in self._put_off]
+            return (*sorted(served, key=_order), *sorted([*self._refused.values(), *later], key=_order))
 
     # ── inside ──
 
@@ -233,7 +257,9 @@ class Registry:
         return outcome
 
     def _is_examined(self, found: Found) -> bool:
-        return found.uri in self._examined and self._examined[found.uri][0] == found.files
+        """Whether what came of a folder still stands: its files are the same, and the copy of them is there."""
+        files, outcome = self._examined.get(found.uri, (None, ""))
+        return files == found.files and (isinstance(outcome, str) or os.path.isdir(outcome.directory))
 
     def _candidate(self, found: Found, copied: Snapshot) -> Candidate:
         step = copied.step if found.kind == "checkpoint" else None
@@ -273,6 +299,11 @@ class Registry:
 def _created(found: Found) -> int:
     weights = found.files.get(adapters.WEIGHTS)
     return weights.mtime_ns // 10**9 if weights else 0
+
+
+def _refused_card(candidate: Candidate, reason: str) -> Card:
+    kind, step, created = candidate.kind, candidate.step, candidate.created
+    return Card(candidate.name, kind, None, step, created, base_verified=False, refused=reason)
 
 
 def _order(card: Card) -> tuple[str, bool, int]:

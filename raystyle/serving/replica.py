@@ -9,8 +9,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -18,19 +16,23 @@ from raystyle import adapters, models, storage, tokens
 from raystyle.config import ServeConfig, TrainConfig
 from raystyle.errors import ModelError, RaystyleError
 from raystyle.generation import Row, Sampling, encode
+from raystyle.serving.catalogue import MAX_AGE_S
 from raystyle.serving.contract import BASE, Card, Delta, Engine, Generation, Listing, Started
 from raystyle.serving.errors import RequestError
 from raystyle.serving.registry import Candidate, Registry
+from raystyle.serving.scratch import Scratch
 from raystyle.serving.text import LogprobStream, TextStream
 
 LOG = logging.getLogger(__name__)
 # Plain Chinese and English of our own: on its tokens base and adapter are compared.
 CANARY = "今日天气阴沉，她把窗子关上，听见远处有人说话。The road went on into the hills, and nobody spoke for a while."
 CANARY_TOKENS = 48
+# Seconds for which a digest that lost its name stays loaded: who has just seen it in a listing may ask for it still.
+NAMELESS_S = MAX_AGE_S + 1.0
 # Seconds between two messages of a generation, for each that runs and on one core. A message costs the processes between here
 # and the client some 5 ms of a core (bench/serve.py), so that those of all generations take at most a third of the machine.
 SHARED_PACE_S = 0.016
-CORES = os.cpu_count() or 1
+CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
 
 
 class Replica:
@@ -39,19 +41,22 @@ class Replica:
     def __init__(self, config: ServeConfig, tokenizer: Any) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.engine: Engine
-        self.scratch = tempfile.mkdtemp(prefix="raystyle-serve-")
+        self.scratch = Scratch()
         self.registry = Registry(
             config.adapters_path,
-            self.scratch,
+            self.scratch.path,
             base_identity=models.identity(config.model_name_or_path),
             tokenizer_digest=tokens.tokenizer_digest(tokenizer),
+            linears=models.linears(models.laid_out(config.model_name_or_path, config.trust_remote_code)),
             allow_unverified_base=config.allow_unverified_base,
             max_adapters=config.max_adapters,
         )
         self.effects: dict[str, float] = {}  # of the digests that the engine holds
         self.running = 0  # generations
+        self.cores = _cores()
         self._looking = asyncio.Lock()
         self._looks: set[asyncio.Task[None]] = set()
+        self._next_look: asyncio.Task[None] | None = None  # it waits for the one that is going on
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
@@ -65,18 +70,18 @@ class Replica:
             replica.engine = await asyncio.to_thread(_engine, config, [candidate.directory for candidate in candidates])
             await replica._take_in(candidates)
         except BaseException:
-            shutil.rmtree(replica.scratch, ignore_errors=True)
+            replica.scratch.remove()
             raise
         replica._watch = asyncio.create_task(replica._keep_looking())
         return replica
 
     async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+        going_on = [*self._looks, *([self._watch] if self._watch else [])]
+        for task in going_on:
+            task.cancel()
+        await asyncio.gather(*going_on, return_exceptions=True)
         await self.engine.close()
-        await asyncio.to_thread(shutil.rmtree, self.scratch, ignore_errors=True)
+        await asyncio.to_thread(self.scratch.remove)
 
     # ── adapters ──
 
@@ -95,21 +100,26 @@ class Replica:
     async def refresh(self) -> Listing:
         """Look at `adapters_path` now; load and prove what is new, forget what is gone and no longer used.
 
-        It goes on to its end when its caller does not wait for that.
+        It goes on to its end when its caller does not wait for that. One that has not begun is for all who ask meanwhile.
         """
-        look = asyncio.create_task(self._refresh())
-        self._looks.add(look)
-        look.add_done_callback(self._looks.discard)
+        look = self._next_look
+        if look is None:
+            look = self._next_look = asyncio.create_task(self._refresh())
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
         await asyncio.shield(look)
         return await self.listing()
 
     async def _refresh(self) -> None:
         async with self._looking:
-            # What lost its name at the last look goes now: a listing that still had it is out of date since.
-            for digest in self.registry.drained():
-                self.effects.pop(digest, None)
-                await self.engine.unload(digest)
-                await asyncio.to_thread(self.registry.forget, digest)
+            self._next_look = None
+            for digest in self.registry.drained(NAMELESS_S):
+                try:
+                    self.effects.pop(digest, None)
+                    await self.engine.unload(digest)
+                    await asyncio.to_thread(self.registry.forget, digest)
+                except Exception:  # the next look tries again; what is new must not wait for it
+                    LOG.exception("adapter %s could not be unloaded", digest[:12])
             await self._take_in(await asyncio.to_thread(self.registry.look))
 
     async def _take_in(self, candidates: Sequence[Candidate]) -> None:
@@ -119,7 +129,8 @@ class Replica:
             except ModelError as error:
                 self.registry.refuse(candidate, str(error))
             except Exception:
-                # Not its fault, for all that is known: memory, or another request's failure. The next look tries it again.
+                # Not its fault, for all that is known: memory, or another request's failure.
+                self.registry.put_off(candidate)
                 LOG.exception("adapter `%s` could not be tried, and is not served yet", candidate.name)
 
     async def _keep_looking(self) -> None:
@@ -139,9 +150,13 @@ class Replica:
             return self.effects[digest]
         try:
             await self.engine.load(digest, candidate.directory)
-            # Side by side, so that both are computed in the same batch.
-            base, adapted = await asyncio.gather(self._canary(None), self._canary(digest))
-            effect = max(abs(own - other) for own, other in zip(adapted, base, strict=True))
+            try:
+                # Side by side, so that both are computed in the same batch; where one fails the other ends too.
+                async with asyncio.TaskGroup() as group:
+                    base, adapted = (group.create_task(self._canary(whose)) for whose in (None, digest))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            effect = max(abs(own - other) for own, other in zip(adapted.result(), base.result(), strict=True))
             if not effect < float("inf"):
                 raise ModelError("with it the model's log-probabilities are not finite")
             if effect < self.engine.least_effect:
@@ -258,14 +273,14 @@ class Replica:
                     yield found
                 if is_over:
                     return
-                await asyncio.wait(tasks, timeout=max(generation.pace_s, SHARED_PACE_S / CORES * self.running))
+                await asyncio.wait(tasks, timeout=max(generation.pace_s, SHARED_PACE_S / self.cores * self.running))
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _choice(self, generation: Generation, number: int, row: Row) -> AsyncGenerator[Delta, None]:
-        text, scores = TextStream(self.tokenizer, generation.stop), LogprobStream(self.tokenizer)
+        text, scores = TextStream(self.tokenizer, generation.stop, row.prompt_ids), LogprobStream(self.tokenizer)
         wants_prompt = generation.echo
         async with contextlib.aclosing(self.engine.generate(row)) as found:
             async for tokens_ in found:
@@ -293,6 +308,16 @@ class Replica:
     def check(self) -> None:
         """Raises where the engine can serve no more."""
         self.engine.check()
+
+
+def _cores() -> float:
+    """The CPU cores that this process may use: in a container fewer than the machine has."""
+    cores = float(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, ValueError):
+        with open(CPU_QUOTA) as file:  # microseconds, or `max`, of so many
+            quota, period = file.read().split()
+        cores = min(cores, int(quota) / int(period))
+    return cores
 
 
 def _engine(config: ServeConfig, adapters_there: Sequence[str]) -> Engine:

@@ -42,7 +42,7 @@ def snapshot(found: Found, scratch_dir: str, base: inspection.Base, allow_unveri
     copy = None
     try:
         with open_input(found.uri, adapters.WEIGHTS, found.root) as stream:
-            inspection.check_weights(stream, config)
+            inspection.check_weights(stream, config, base)
             base_verified = inspection.check_base(about, base, allow_unverified_base)
             stream.seek(0)
             os.makedirs(scratch_dir, exist_ok=True)
@@ -51,7 +51,7 @@ def snapshot(found: Found, scratch_dir: str, base: inspection.Base, allow_unveri
                 file.write(config_bytes)
             with open(os.path.join(copy, adapters.WEIGHTS), "wb") as file:
                 _pour(stream, file)
-        digest = _check_copy(copy, config, about, marker if MARKER in found.files else None)
+        digest = _check_copy(copy, config, base, about, marker if MARKER in found.files else None)
         directory = os.path.join(scratch_dir, digest)
         if not os.path.exists(directory):
             os.rename(copy, directory)
@@ -125,7 +125,11 @@ def _step(found: Found, marker: Mapping[str, Any]) -> int:
 
 
 def _check_copy(
-    copy: str, config: Mapping[str, Any], about: Mapping[str, Any], marker: Mapping[str, Any] | None
+    copy: str,
+    config: Mapping[str, Any],
+    base: inspection.Base,
+    about: Mapping[str, Any],
+    marker: Mapping[str, Any] | None,
 ) -> str:
     """The copy's digest. Raises `ModelError` where it is not what its makers hashed, or its values are of no use."""
     if marker is not None:
@@ -144,7 +148,7 @@ def _check_copy(
             "since\nhint: copy the adapter again"
         )
     with open(os.path.join(copy, adapters.WEIGHTS), "rb") as file:  # again, for it may have changed meanwhile
-        inspection.check_weights(file, config)
+        inspection.check_weights(file, config, base)
     try:
         adapters.verify(copy)
     except ModelError as error:

@@ -10,27 +10,30 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from raystyle.generation import Scored
+from raystyle.generation import REPLACEMENT, Scored, context, decode
 from raystyle.serving.contract import Alternative, TokenLogprob
 
-REPLACEMENT = "\ufffd"
+MOST_BYTES = 4  # of a character in UTF-8
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TextStream:
     """The text of one choice. What `add` and `finish` return, put together, is the text of all tokens, or of those before
-    a stop string."""
+    a stop string. It is what they are behind the prompt, which may be more than they are alone: a space in front."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), prompt_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.stop = tuple(stop)
         self.stopped = False
         self.length = 0  # characters given out
         self.tokens = 0  # that were added, up to the one that ended a stop string
+        self._prompt_ids: Sequence[int] | None = prompt_ids  # until they are looked at, which the engine does first
         self._ids: list[int] = []
-        # Of the ids, those from `context` on are decoded each time; those before `read` are part of the text already. Some
-        # tokenizers treat the start of a text specially, so there is always a token that is not the start before new ones.
+        # Of the ids, those from `context` on are decoded each time, and their text begins with what is `given` out already;
+        # those from `read` on are new. Some tokenizers treat the start of a text specially, so there is always a token that
+        # is not the start before new ones.
         self._context = self._read = 0
+        self._given = ""
         self._held = ""
 
     def add(self, ids: Sequence[int]) -> str:
@@ -41,7 +44,7 @@ class TextStream:
             if self.stopped:
                 break
             self._ids += some
-            self.tokens = len(self._ids)
+            self.tokens += len(some)
             found += self._release(self._decoded(), is_last=False)
         self.length += len(found)
         return found
@@ -50,23 +53,40 @@ class TextStream:
         """What was held back. Bytes that never became a character come as `�`."""
         if self.stopped:
             return ""
-        before, after = self._windows()
-        found = self._release(after[len(before) :], is_last=True)
+        found = self._release(self._text()[len(self._given) :], is_last=True)
         self.length += len(found)
         return found
 
-    def _windows(self) -> tuple[str, str]:
-        def decode(ids: list[int]) -> str:
-            return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-        return decode(self._ids[self._context : self._read]), decode(self._ids[self._context :])
-
     def _decoded(self) -> str:
-        before, after = self._windows()
-        if after.endswith(REPLACEMENT) or len(after) <= len(before):
-            return ""
-        self._context, self._read = self._read, len(self._ids)
-        return after[len(before) :]
+        if self._prompt_ids is not None:
+            before = context(self.tokenizer, self._prompt_ids)
+            self._given, self._read, self._prompt_ids = decode(self.tokenizer, before), len(before), None
+            self._ids[:0] = before
+        count = len(self._ids)
+        # Where the last tokens are part of a character, which has so many bytes at most, what stands before them is whole.
+        for end in range(count, max(self._read, count - MOST_BYTES), -1):
+            text = self._text(end)
+            if not text.endswith(REPLACEMENT):
+                return self._out(text, end, held=0)
+        # More of them than that never become one. The last may be the beginning of the next.
+        return self._out(self._text(count), count, held=1) if count - self._read > MOST_BYTES else ""
+
+    def _out(self, text: str, end: int, held: int) -> str:
+        """What is new in the text of the ids up to `end`, but for its last `held` characters."""
+        found = text[len(self._given) : len(text) - held]
+        if found:
+            self._context, self._read = self._read, end
+            text = decode(self.tokenizer, self._ids[self._context : end])
+            self._given = text[: len(text) - held]
+        return found
+
+    def _text(self, end: int | None = None) -> str:
+        """Of the ids from `context` on. What is given out stays, whatever new ones make of it."""
+        text = decode(self.tokenizer, self._ids[self._context : end])
+        if not text.startswith(self._given):
+            self._context, self._given = self._read, ""
+            text = decode(self.tokenizer, self._ids[self._context : end])
+        return text
 
     def _release(self, text: str, is_last: bool) -> str:
         text = self._held + text
@@ -91,11 +111,17 @@ class LogprobStream:
         self.tokenizer = tokenizer
         self.offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_start = False  # of the prompt, where SentencePiece's decoders take a space away
 
     def add(self, scored: Sequence[Scored]) -> tuple[TokenLogprob, ...]:
         found = []
         for token in scored:
             data = token_bytes(self.tokenizer, token.token_id)
+            self._is_start |= token.logprob is None
+            if self._is_start and data:
+                self._is_start = False
+                if data.startswith(b" ") and not decode(self.tokenizer, [token.token_id]).startswith(" "):
+                    data = data[1:]
             top = tuple(Alternative(*self._shown(other), logprob) for other, logprob in token.top)
             found.append(TokenLogprob(*self._shown(token.token_id), token.logprob, top, self.offset))
             self.offset += len(self._decoder.decode(data))

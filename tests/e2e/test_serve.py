@@ -125,7 +125,7 @@ def test_the_command_line_shows_what_the_server_says_for_the_same_seed(server, m
     told = server.post("/v1/completions", asked).json()
     settings = {"model_name_or_path": str(model), "prompt": (PROMPT,), "num_samples": 3, "seed": 7}
     path = None if name == "base" else str(adapters_dir / name)
-    samples = list(pipeline.sample(SampleConfig(**settings, lora_path=path, max_new_tokens=24)))[-3:]
+    samples = list(pipeline.sample(SampleConfig(**settings, lora_path=path, max_new_tokens=24), print))[-3:]
     assert [choice["text"] for choice in told["choices"]] == [sample.text for sample in samples]
     assert told["adapter_digest"] == (None if path is None else adapters.fingerprint(path))
 

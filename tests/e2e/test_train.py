@@ -481,7 +481,7 @@ def test_sample_and_export_use_the_run(undisturbed, tiny_model, tmp_path):
     _, output = undisturbed
     base = {"model_name_or_path": str(tiny_model), "lora_path": str(output)}
     greedy = flags.from_dict(SampleConfig, base | {"temperature": 0.0, "max_new_tokens": 6, "prompt": ["今日", "天"]})
-    samples = list(pipeline.sample(greedy))
+    samples = list(pipeline.sample(greedy, print))
     assert [(s.prompt, s.adapter is None) for s in samples] == [
         ("今日", True), ("天", True), ("今日", False), ("天", False)
     ]  # fmt: skip

@@ -14,9 +14,13 @@ from raystyle import adapters, models, storage, tokens
 
 
 def identity(model: Path) -> dict[str, str]:
-    """What an adapter says of its base; the registry's arguments too."""
+    """What an adapter says of its base; the registry's arguments too, with `linears`."""
     digest = tokens.tokenizer_digest(tokens.load_tokenizer(str(model)))
     return {"base_identity": models.identity(str(model)), "tokenizer_digest": digest}
+
+
+def linears(model: Path) -> dict[str, tuple[int, int]]:
+    return models.linears(models.laid_out(str(model)))
 
 
 def write_adapter(folder: Path, model: Path, *, seed: int = 1, r: int = 4, **values: Any) -> Path:
@@ -150,6 +154,17 @@ def _widen(tensors: dict[str, torch.Tensor]) -> None:
         tensors[name] = torch.cat([tensors[name]] * 2, dim=dim).contiguous()
 
 
+def _of_a_wider_base(tensors: dict[str, torch.Tensor]) -> None:
+    for half, dim in (("lora_A", 1), ("lora_B", 0)):
+        name = next(name for name in tensors if f"q_proj.{half}" in name)
+        tensors[name] = torch.cat([tensors[name]] * 2, dim=dim).contiguous()
+
+
+def _of_another_layer(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in tensors if ".layers.1." in name]:
+        tensors[name.replace(".layers.1.", ".layers.7.")] = tensors.pop(name)
+
+
 def _wrong_rank_of_b(tensors: dict[str, torch.Tensor]) -> None:
     name = next(name for name in tensors if "lora_B" in name)
     tensors[name] = tensors[name][:, :2].contiguous()
@@ -208,6 +223,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another rank": (_config(r=8), r"has rank 4, its lora_B 4, and adapter_config\.json says 8"),
     "another rank in one": (_weights(_widen), r"q_proj\.lora_A\.weight` has rank 8, its lora_B 8"),
     "halves of two ranks": (_weights(_wrong_rank_of_b), r"has rank 4, its lora_B 2"),
+    "a wider base": (
+        _weights(_of_a_wider_base),
+        r"q_proj\.lora_A\.weight` and its lora_B are for 64 -> 64, .* 32 -> 32",
+    ),
+    "another layer": (_weights(_of_another_layer), r"layers\.7\..* is for a linear layer that this base does not have"),
     "half a pair": (_weights(_drop_lora_b), r"lora_A\.weight` has no lora_B beside it"),
     "another tensor": (
         _weights(lambda ts: ts.update({"lm_head.weight": torch.ones(2, 2)})),

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -166,6 +167,16 @@ def test_a_path_that_may_not_be_read_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(StorageError, match="permission denied"):
+        listing(str(tmp_path))
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_mount_that_does_not_answer_is_not_gone(tmp_path, monkeypatch, number):
+    def fails(path, **more):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "stat", fails)
+    with pytest.raises(StorageError, match="cannot list"):
         listing(str(tmp_path))
 
 

@@ -21,7 +21,7 @@ def good(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module")
 def base(tiny_model):
-    return inspection.Base(*hostile.identity(tiny_model).values())
+    return inspection.Base(*hostile.identity(tiny_model).values(), hostile.linears(tiny_model))
 
 
 def taken(root, scratch, base, allow_unverified_base=False):
@@ -53,6 +53,18 @@ def test_a_hostile_folder_is_refused_by_name_and_leaves_nothing_behind(what, goo
     assert re.search(reason, str(error.value).replace("\n", " ")), error.value
     assert "\nhint: " in str(error.value) and str(tmp_path) not in str(error.value)
     assert not (tmp_path / "scratch").exists() or not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize(
+    "what", ["a wider base", "another layer", "another rank", "another base", "pickled weights beside"]
+)
+def test_what_does_not_fit_is_refused_before_it_is_copied(what, good, base, tmp_path, monkeypatch):
+    """It may be gigabytes of zeros, in a file that takes no room."""
+    monkeypatch.setattr("raystyle.serving.snapshot._pour", lambda *_: pytest.fail("copied"))
+    shutil.copytree(good, tmp_path / "in" / "style")
+    hostile.HOSTILE[what][0](tmp_path / "in" / "style")
+    with pytest.raises(ModelError):
+        taken(tmp_path / "in", tmp_path / "scratch", base)
 
 
 @pytest.mark.parametrize("what", ["no base", "no tokenizer", "nothing of raystyle", "base by hub name"])

@@ -34,6 +34,7 @@ def registry_of(tmp_path, tiny_model):
             [str(path) for path in paths],
             str(tmp_path / "scratch"),
             **hostile.identity(tiny_model),
+            linears=hostile.linears(tiny_model),
             allow_unverified_base=allow_unverified_base,
             max_adapters=max_adapters,
         )
@@ -194,6 +195,46 @@ def test_what_its_proof_refused_is_tried_again_when_it_changes_only(run, registr
     assert turn(registry)[0] == ["style"] and not refused(registry)
 
 
+def test_what_could_not_be_tried_is_tried_again_later_each_time(run, registry_of, made, monkeypatch):
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    registry = registry_of(run)
+    for wait_s in (2, 4, 8):
+        [candidate] = registry.look()
+        registry.put_off(candidate)
+        assert served(registry) == {} and "could not be tried yet" in refused(registry)["style"]
+        now_s += wait_s - 0.1
+        assert registry.look() == [] and registry.drained() == []
+        now_s += 0.2
+    for _ in range(20):
+        [candidate] = registry.look()
+        registry.put_off(candidate)
+        now_s += 601
+    assert turn(registry)[0] == ["style"] and served(registry).keys() == {"style"} and not refused(registry)
+    replace(run / "adapter", made[1])
+    [candidate] = registry.look()
+    registry.put_off(candidate)
+    assert served(registry).keys() == refused(registry).keys() == {"style"}  # the old version, and the new one
+    registry.refuse(candidate, "its effect is 0")
+    assert refused(registry) == {"style": "its effect is 0"}
+
+
+def test_a_digest_stays_for_as_long_as_is_asked_after_it_lost_its_name(run, registry_of, monkeypatch):
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    registry = registry_of(run.parent)
+    turn(registry)
+    [digest] = served(registry).values()
+    shutil.rmtree(run)
+    registry.look()
+    assert registry.drained(2) == []
+    registry.hold(digest)
+    now_s += 2
+    assert registry.drained(2) == []
+    registry.release(digest)
+    assert registry.drained(2) == [digest]
+
+
 def test_a_removed_adapter_goes_at_once_and_comes_back(run, registry_of, tmp_path, made):
     registry = registry_of(run.parent)
     turn(registry)
@@ -208,6 +249,16 @@ def test_a_removed_adapter_goes_at_once_and_comes_back(run, registry_of, tmp_pat
     assert turn(registry) == ([], [old]) and copies(tmp_path) == set()
     hostile.write_run(run, made[0])
     assert turn(registry) == (["style"], [])
+
+
+def test_a_copy_that_is_gone_is_made_again(run, registry_of, tmp_path):
+    registry = registry_of(run)
+    [candidate] = registry.look()
+    shutil.rmtree(tmp_path / "scratch")
+    assert registry.look() == [candidate] and adapters.fingerprint(candidate.directory) == candidate.digest
+    turn(registry)
+    shutil.rmtree(tmp_path / "scratch")
+    assert turn(registry) == ([], []) and copies(tmp_path) == {candidate.digest}
 
 
 def test_names_of_the_same_digest_share_one_load(run, registry_of, made, tmp_path):

@@ -7,12 +7,16 @@ import shutil
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import builders
 import hostile
 import pytest
 
 from raystyle import adapters, generation, models, tokens
 from raystyle.config import ServeConfig
+from raystyle.errors import ModelError
 from raystyle.generation import Sampling
+from raystyle.serving import replica as module
+from raystyle.serving.catalogue import MAX_AGE_S
 from raystyle.serving.contract import LEAST_EFFECT, Delta, Generation, Message, Started, Tokens
 from raystyle.serving.errors import RequestError
 from raystyle.serving.replica import Replica
@@ -26,6 +30,11 @@ def folder(tiny_model, tmp_path):
     for number, name in enumerate(["first", "second"]):
         hostile.write_adapter(tmp_path / "adapters" / name, tiny_model, seed=number + 1)
     return tmp_path / "adapters"
+
+
+@pytest.fixture(autouse=True)
+def nothing_lingers(monkeypatch):
+    monkeypatch.setattr(module, "NAMELESS_S", 0.0)
 
 
 @asynccontextmanager
@@ -89,6 +98,19 @@ def test_its_texts_are_generations(tiny_model, folder):
     assert texts == [completion.text for completion in expected]
 
 
+def test_a_continuation_is_what_it_is_behind_its_prompt(tiny_model, folder, monkeypatch):
+    async def the_the(row):
+        yield Tokens((1, 1), finish_reason="stop")
+
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            monkeypatch.setattr(replica.engine, "generate", the_the)
+            replica.tokenizer = builders.metaspace_tokenizer()
+            return (await collect(replica, Generation("g", "气", (sampling(),))))[0]
+
+    assert asyncio.run(main()) == [" the the"]
+
+
 def test_an_adapter_that_moves_nothing_is_refused_when_it_is_tried(tiny_model, folder):
     """Its B is not zero, so only the comparison with the base can tell."""
     hostile.write_adapter(folder / "weak", tiny_model, seed=9)
@@ -133,7 +155,7 @@ def test_a_request_keeps_the_adapter_it_was_given_while_its_name_moves_on(tiny_m
             pieces += [event.text async for found in running for event in found if isinstance(event, Delta)]
             assert "".join(pieces) == expected[0]
             await replica.refresh()
-            assert old not in replica.effects and not (Path(replica.scratch) / old).exists()
+            assert old not in replica.effects and not (Path(replica.scratch.path) / old).exists()
             with pytest.raises(RequestError) as error:
                 await collect(replica, asked)
             assert error.value.code == "unavailable"
@@ -162,6 +184,94 @@ def test_one_that_is_gone_is_unloaded(tiny_model, folder):
             assert len(replica.effects) == 2, "who has just seen it in a listing may still ask for it"
             await replica.refresh()
             assert len(replica.effects) == 1 and len(replica.engine.lora.ranks) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fails", ["nothing", "unloading"])
+def test_a_copy_that_somebody_else_removed_holds_up_nothing(tiny_model, folder, monkeypatch, fails):
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            shutil.rmtree(replica.scratch.path)
+            shutil.rmtree(folder / "second")
+            await replica.refresh()
+            if fails == "unloading":
+                monkeypatch.setattr(replica.engine, "unload", lambda digest: 1 / 0)
+            hostile.write_adapter(folder / "third", tiny_model, seed=8)
+            assert set(digests(await replica.refresh())) == {"base", "first", "third"}
+
+    asyncio.run(main())
+
+
+def test_a_name_that_two_looks_ago_meant_it_can_still_be_answered(tiny_model, folder, monkeypatch):
+    """A listing is kept for a moment, and looks may come one right after the other."""
+    monkeypatch.setattr(module, "NAMELESS_S", MAX_AGE_S + 1)
+
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            old = digests(await replica.listing())["first"]
+            hostile.write_adapter(folder / "first", tiny_model, seed=7)
+            for _ in range(3):
+                assert digests(await replica.refresh())["first"] != old
+            await collect(replica, Generation("g", PROMPT, (sampling(),), old))
+
+    asyncio.run(main())
+
+
+def test_requests_for_what_is_not_here_share_a_look(tiny_model, folder, monkeypatch):
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            look, looks = replica.registry.look, []
+            monkeypatch.setattr(replica.registry, "look", lambda: looks.append(1) or look())
+            asked = [collect(replica, Generation(f"g{n}", PROMPT, (sampling(),), "d" * 64)) for n in range(8)]
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            assert {error.code for error in found} == {"unavailable"} and 1 <= len(looks) <= 2
+            hostile.write_adapter(folder / "third", tiny_model, seed=8)
+            first = asyncio.create_task(replica.refresh())
+            while not replica._looking.locked():
+                await asyncio.sleep(0)
+            looks.clear()
+            await asyncio.gather(first, *(replica.refresh() for _ in range(8)))
+            assert len(looks) <= 2 and len(digests(await replica.listing())) == 4
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["fails", "is given up"])
+def test_no_canary_runs_on_an_adapter_that_is_unloaded(tiny_model, folder, monkeypatch, how):
+    async def main():
+        async with started(tiny_model, folder) as replica:
+            hostile.write_adapter(folder / "third", tiny_model, seed=8)
+            canary, unload, running, left = replica._canary, replica.engine.unload, set(), []
+
+            async def followed(adapter):
+                running.add(adapter)
+                try:
+                    if adapter is None and how == "fails":
+                        await asyncio.sleep(0)
+                        raise ModelError("no")
+                    await asyncio.sleep(3600)
+                finally:
+                    running.discard(adapter)
+
+            async def unloaded(digest):
+                left.append(set(running))
+                await unload(digest)
+
+            monkeypatch.setattr(replica, "_canary", followed)
+            monkeypatch.setattr(replica.engine, "unload", unloaded)
+            if how == "fails":
+                refused = [card.refused for card in (await replica.refresh()).cards if card.refused]
+                assert refused == ["no"] and left == [set()]
+            else:
+                asked = asyncio.create_task(replica.refresh())
+                while len(running) < 2:
+                    await asyncio.sleep(0.01)
+                monkeypatch.setattr(replica, "_canary", canary)
+                await replica.close()
+                assert left == [set()] and not replica._looks and not Path(replica.scratch.path).exists()
+                with pytest.raises(asyncio.CancelledError):
+                    await asked
 
     asyncio.run(main())
 
@@ -312,8 +422,12 @@ def test_a_passing_failure_refuses_nothing_and_holds_up_no_other(tiny_model, fol
                 await load(digest, directory)
 
             monkeypatch.setattr(replica.engine, "load", fails_once)
-            listing = await replica.refresh()
-            assert len(digests(listing)) == 4 and not any(card.refused for card in listing.cards)
+            monkeypatch.setattr("raystyle.serving.registry.RETRY_S", 3600.0)
+            for _ in range(2):
+                listing = await replica.refresh()
+                [refused] = [card for card in listing.cards if card.refused]
+                assert len(digests(listing)) == 4 and "could not be tried yet" in refused.refused
+            replica.registry._put_off = {failed[0]: (1, 0.0)}
             assert len(digests(await replica.refresh())) == 5
 
     asyncio.run(main())
@@ -347,6 +461,15 @@ def test_ends_are_those_of_the_tokenizer_that_is_named(tiny_model, tokenizer_dir
             await replica.close()
 
     asyncio.run(main())
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch, tmp_path):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 7})
+    monkeypatch.setattr(module, "CPU_QUOTA", str(tmp_path / "cpu.max"))
+    for quota, cores in ((None, 3), ("max 100000\n", 3), ("150000 100000\n", 1.5), ("800000 100000\n", 3)):
+        if quota:
+            (tmp_path / "cpu.max").write_text(quota)
+        assert module._cores() == cores
 
 
 def test_nothing_is_left_behind_where_the_start_fails(tiny_model, folder, monkeypatch, tmp_path):

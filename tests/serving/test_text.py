@@ -1,11 +1,12 @@
 """Tokens to text: whole characters, the same text however it is cut, nothing of a stop string."""
 
+import builders
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raystyle import tokens
-from raystyle.generation import Scored
+from raystyle.generation import Scored, _continuation
 from raystyle.serving.text import LogprobStream, TextStream, token_bytes
 
 TEXT = "今日天气阴沉，她说：“走罢！”\n𠮷野家 naïve — end"
@@ -16,8 +17,18 @@ def tiny_tokenizer(tiny_model):
     return tokens.load_tokenizer(str(tiny_model))
 
 
-def streamed(tokenizer, ids, cuts=(), stop=()):
-    stream, found, start = TextStream(tokenizer, stop), [], 0
+@pytest.fixture(scope="module")
+def metaspace():
+    return builders.metaspace_tokenizer()
+
+
+def in_bytes(text):
+    """`metaspace`'s ids of characters that it has none of its own for."""
+    return [4 + byte for byte in text.encode()]
+
+
+def streamed(tokenizer, ids, cuts=(), stop=(), prompt=()):
+    stream, found, start = TextStream(tokenizer, stop, prompt), [], 0
     for end in [*sorted({cut for cut in cuts if cut < len(ids)}), len(ids)]:
         found.append(stream.add(ids[start:end]))
         start = end
@@ -37,6 +48,38 @@ def test_no_piece_ends_in_part_of_a_character(tiny_tokenizer, text, size):
     ids = tiny_tokenizer(text.replace("\ufffd", ""), add_special_tokens=False)["input_ids"]
     pieces, _ = streamed(tiny_tokenizer, ids, range(0, len(ids), size))
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+class Counting:
+    """A tokenizer, and how many tokens it decoded."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.count = tokenizer, 0
+
+    def decode(self, ids, **more):
+        self.count += len(ids)
+        return self.tokenizer.decode(ids, **more)
+
+
+def test_bytes_that_never_become_a_character_are_neither_held_for_ever_nor_decoded_again_and_again(tiny_tokenizer):
+    [lone] = [token for token in range(320) if token_bytes(tiny_tokenizer, token) == b"\xa9"]
+    counting = Counting(tiny_tokenizer)
+    pieces, _ = streamed(counting, [lone] * 500, range(500))
+    assert "".join(pieces) == "\ufffd" * 500 and "".join(pieces[:10])
+    assert counting.count < 500 * 100
+
+
+def test_a_batch_that_ends_in_part_of_a_character_gives_out_the_whole_ones(metaspace):
+    ids = in_bytes("𠮷野家")
+    pieces, _ = streamed(metaspace, ids, [len(ids) - 2])
+    assert pieces == ["𠮷野", "家", ""]
+
+
+@given(st.lists(st.one_of(st.just([4 + 0xA9]), st.just([1]), st.just(in_bytes("天")))), st.integers(1, 9))
+def test_what_stands_behind_bytes_that_are_no_character_is_not_lost(metaspace, parts, size):
+    ids = [token for part in parts for token in part] + [4 + 0xA9, 1, 3]
+    pieces, _ = streamed(metaspace, ids, range(0, len(ids), size))
+    assert "".join(pieces).endswith(" the气") and "".join(pieces).count("the") == ids.count(1)
 
 
 @given(
@@ -83,18 +126,48 @@ def test_a_special_token_stands_for_no_bytes(tiny_tokenizer):
     assert (item.token, item.offset, item.logprob) == ("<|endoftext|>", 0, None)
 
 
-def test_a_metaspace_vocabulary_with_bytes_for_the_rest():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+def test_a_metaspace_vocabulary_with_bytes_for_the_rest(metaspace):
+    ids = [1, 2, 3, *in_bytes("天"), 1]
+    pieces, _ = streamed(metaspace, ids, range(len(ids)))
+    assert "".join(pieces) == metaspace.decode(ids)
+    assert [token_bytes(metaspace, token) for token in (1, 3, 4 + 0xE5)] == [b" the", "气".encode(), b"\xe5"]
 
-    vocabulary = {"<unk>": 0, "▁the": 1, "▁": 2, "气": 3} | {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
-    core = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    core.pre_tokenizer = pre_tokenizers.Metaspace()
-    core.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+
+@pytest.mark.parametrize("prompt", [[1], [3], [1, *in_bytes("天地玄黄")], in_bytes("𠮷野"), [0, 1, 1, 1, 1, 1, 1]])
+@pytest.mark.parametrize("ids", [[1, 1, 3], [*in_bytes("天"), 1], [2, 2, 1], [3]])
+def test_a_continuation_is_what_it_is_behind_its_prompt(metaspace, prompt, ids):
+    whole = metaspace.decode([*prompt, *ids], skip_special_tokens=True)
+    expected = whole[len(metaspace.decode(prompt, skip_special_tokens=True)) :]
+    for cuts in ((), range(len(ids))):
+        assert "".join(streamed(metaspace, ids, cuts, prompt=prompt)[0]) == expected
+    assert _continuation(metaspace, prompt, ids) == expected
+
+
+def test_without_a_prompt_a_text_begins_as_the_tokenizer_has_it(metaspace):
+    for prompt in ([], [0]):
+        assert (
+            "".join(streamed(metaspace, [1, 1], prompt=prompt)[0])
+            == "the the"
+            == _continuation(metaspace, prompt, [1, 1])
+        )
+
+
+@given(
+    st.lists(st.integers(0, 319), max_size=12), st.lists(st.integers(0, 319), max_size=12), st.sets(st.integers(0, 12))
+)
+def test_however_it_is_cut_a_continuation_is_the_same(tiny_tokenizer, prompt, ids, cuts):
+    """Any ids, so also a prompt that ends in part of a character."""
+    expected = _continuation(tiny_tokenizer, prompt, ids)
+    assert "".join(streamed(tiny_tokenizer, ids, cuts, prompt=prompt)[0]) == expected
+
+
+def test_places_begin_where_the_text_does(metaspace):
+    """What `echo` shows of the first token has no space in front."""
+    ids, text = [0, 1, 1, 3], "the the气"
+    assert metaspace.decode(ids, skip_special_tokens=True) == text
+    found = LogprobStream(metaspace).add(
+        [Scored(token, -0.5 if place else None, ()) for place, token in enumerate(ids)]
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
-    ids = [1, 2, 3, *[4 + byte for byte in "天".encode()], 1]
-    pieces, _ = streamed(tokenizer, ids, range(len(ids)))
-    assert "".join(pieces) == tokenizer.decode(ids)
-    assert [token_bytes(tokenizer, token) for token in (1, 3, 4 + 0xE5)] == [b" the", "气".encode(), b"\xe5"]
+    assert [item.offset for item in found] == [0, 0, 3, 7] and found[1].bytes == b" the"
+    [after] = LogprobStream(metaspace).add([Scored(1, -0.5, ())])
+    assert after.offset == 0
