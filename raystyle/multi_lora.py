@@ -101,6 +101,8 @@ class MultiLora:
         self.model = model
         self.choice = _Choice()
         self.ranks: dict[str, int] = {}
+        # As they were before any got a place for adapters: a module inside one of those is no layer of the base.
+        self.modules: dict[str, torch.nn.Module] = dict(model.named_modules())
         self.layers: dict[str, _MultiLoraLinear] = {}
 
     def load(self, name: str, directory: str) -> None:
@@ -153,11 +155,9 @@ class MultiLora:
         choice.scale_B = torch.tensor([scale for _, scale in wanted], dtype=first.dtype, device=first.device)
 
     def _pair(self, module: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Pair:
-        try:
-            layer = self.layers.get(module) or self.model.get_submodule(module)
-        except AttributeError:
-            raise ModelError(f"the adapter has tensors for `{module}`, which this base does not have") from None
-        linear = layer.base_layer if isinstance(layer, _MultiLoraLinear) else layer
+        linear = self.modules.get(module)
+        if linear is None:
+            raise ModelError(f"the adapter has tensors for `{module}`, which this base does not have")
         if not isinstance(linear, torch.nn.Linear):
             raise ModelError(
                 f"the adapter has tensors for `{module}`, which is no linear layer but a {type(linear).__name__}"
@@ -183,8 +183,10 @@ class MultiLora:
     def _layer(self, module: str) -> _MultiLoraLinear:
         if module not in self.layers:
             parent, _, last = module.rpartition(".")
-            layer = _MultiLoraLinear(self.model.get_submodule(module), self.choice)
-            setattr(self.model.get_submodule(parent), last, layer)
+            linear = self.modules[module]
+            assert isinstance(linear, torch.nn.Linear)
+            layer = _MultiLoraLinear(linear, self.choice)
+            setattr(self.modules[parent], last, layer)
             self.layers[module] = layer
         return self.layers[module]
 
