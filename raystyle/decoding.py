@@ -27,6 +27,8 @@ from raystyle.generation import Row, Scored
 LENGTH_STEP = 256
 # A prompt is computed at most so many tokens at a time: as long as running rows wait for a new one.
 PREFILL_TOKENS = 2048
+# Of a prompt whose tokens are scored, fewer: their logits are of the whole vocabulary, 128 MB in fp32 for 256 of 128,256.
+SCORED_TOKENS = 256
 
 
 class Slot:
@@ -114,7 +116,7 @@ class _SlotLayer(CacheLayerMixin):
     def wipe(self, slot: int) -> None:
         for room in (self.keys, self.values):
             if room is not None:
-                room[slot].zero_()
+                room[slot : slot + 1].zero_()  # which it may have no room for, where a pass failed half-way
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.place.keys, 0
@@ -201,6 +203,18 @@ class Decoder:
         self._empty()
         return rows
 
+    @torch.inference_mode()
+    def drop_prompts(self) -> list[Slot]:
+        """Forget the rows whose prompts are being computed; returns them. For after an error in `prefill`, which has written to
+        nobody else's slots, so that running rows go on."""
+        group, self.group, self.done = self.group, [], 0
+        if not self.running:
+            self._empty()
+        for slot in group:
+            slot.left = True
+            self._wipe(slot)
+        return group
+
     def _empty(self) -> None:
         self.cache.layers.clear()
         self.place.capacity_rows = self.place.capacity_length = 0
@@ -214,7 +228,7 @@ class Decoder:
         if not self.group and not self._next_group():
             return []
         longest = max(len(slot.row.prompt_ids) for slot in self.group)
-        fresh = min(longest - self.done, max(1, self.prefill_tokens // len(self.group)))
+        fresh = min(longest - self.done, max(1, self._most_tokens(self.group) // len(self.group)))
         ids_Bq = self._padded([slot.row.prompt_ids[self.done : self.done + fresh] for slot in self.group], fresh)
         place, first = self.place, self.group[0].index
         place.first, place.count, place.start, place.keys = first, len(self.group), self.done, self.done + fresh
@@ -237,19 +251,22 @@ class Decoder:
             return []
         at = lasts if logits_BqV.shape[1] == fresh else [kept.index(last) for last in lasts]
         last_BV = torch.stack([logits_BqV[row, column] for row, column in enumerate(at)]).float()
-        joined, self.group, self.done = self.group, [], 0
-        for slot in joined:
+        steps = self._draw(self.group, last_BV)
+        for slot in self.group:
+            if slot.is_broken:
+                self._wipe(slot)  # before it moves, for nothing is wiped where it came from
             self._move(slot, len(self.running))
             self.running.append(slot)
-        return self._draw(joined, last_BV)
+        self.group, self.done = [], 0
+        return steps
 
     def _next_group(self) -> bool:
         """Prompts from the front of the queue that fit together into one pass, or one long one alone."""
         room = self.max_rows - len(self.running)
-        longest = 0
         while self.waiting and len(self.group) < room:
-            longest = max(longest, len(self.waiting[0].row.prompt_ids))
-            if self.group and longest * (len(self.group) + 1) > self.prefill_tokens:
+            together = [*self.group, self.waiting[0]]
+            longest = max(len(slot.row.prompt_ids) for slot in together)
+            if self.group and longest * len(together) > self._most_tokens(together):
                 break
             self.group.append(self.waiting.popleft())
         for number, slot in enumerate(self.group):
@@ -257,6 +274,11 @@ class Decoder:
         if self.group:
             self._reserve()
         return bool(self.group)
+
+    def _most_tokens(self, group: Sequence[Slot]) -> int:
+        """Of prompts, in one pass."""
+        scores = any(slot.row.prompt_logprobs for slot in group)
+        return min(self.prefill_tokens, SCORED_TOKENS) if scores else self.prefill_tokens
 
     def _reserve(self) -> None:
         """Room for what all rows may come to, doubled where it must grow, and no more than before where it need not."""

@@ -207,6 +207,34 @@ def test_after_an_error_in_the_model_the_next_row_starts_afresh(llama, monkeypat
     assert decoder.is_idle and run(decoder, [row]) == [alone(llama, row)]
 
 
+def test_prompts_that_fail_are_dropped_and_running_rows_go_on(llama, monkeypatch):
+    """Half-way, when some layers have the room that the new rows need and others do not."""
+    decoder = Decoder(llama, {2}, max_rows=8)
+    running = [decoder.admit(greedy(4 + n, 12, n)) for n in range(2)]
+    decoder.prefill()
+    last = decoder.cache.layers[-1]
+    bad = [decoder.admit(greedy(5, 12, 5)) for _ in range(5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(last, "update", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            decoder.prefill()
+    assert decoder.drop_prompts() == bad
+    late = greedy(6, 6, 3)
+    assert run(decoder, [late]) == [alone(llama, late)]
+    for slot in running:
+        assert slot.ids[len(slot.row.prompt_ids) :] == alone(llama, slot.row)
+
+
+def test_scored_prompts_take_little_at_a_time(llama, monkeypatch):
+    """Their logits are of the whole vocabulary."""
+    monkeypatch.setattr("raystyle.decoding.SCORED_TOKENS", 8)
+    passes = []
+    decoder = Decoder(llama, {2}, max_rows=4, choose=lambda rows, fresh: passes.append(len(rows) * fresh))
+    scored = [greedy(20, 1, 1, prompt_logprobs=True), greedy(4, 1, 2), greedy(4, 1, 3, prompt_logprobs=True)]
+    assert run(decoder, [*scored, greedy(20, 1, 4)]) == [alone(llama, row) for row in [*scored, greedy(20, 1, 4)]]
+    assert passes == [8, 8, 4, 8, 20]
+
+
 def test_no_new_tokens_means_none(llama):
     decoder = Decoder(llama, {2}, max_rows=1)
     decoder.admit(Row(prompt(4), Sampling(max_new_tokens=0), logprobs=0, prompt_logprobs=True))

@@ -1,0 +1,146 @@
+"""The embedded engine where something fails: who hears of it, and who goes on."""
+
+import asyncio
+import contextlib
+from contextlib import asynccontextmanager
+
+import builders
+import pytest
+import torch
+from engines import finish
+
+from raystyle.errors import ModelError
+from raystyle.generation import Row, Sampling
+from raystyle.serving.engines.transformers import MAX_FAILURES, TransformersEngine
+from raystyle.serving.errors import RequestError
+
+BAD = (9, 9, 9)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, tmp_path_factory):
+    return str(builders.write_adapter(tmp_path_factory.mktemp("adapter"), tiny_model))
+
+
+@asynccontextmanager
+async def started(model, **settings):
+    given = {"max_length": 512, "max_batch_size": 4, "use_gpu": False} | settings
+    engine = await asyncio.to_thread(TransformersEngine, str(model), **given)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def row(*ids: int, new: int = 12, adapter: str | None = None, **changes) -> Row:
+    return Row(ids or (5, 6, 7), Sampling(max_new_tokens=new, temperature=0.9, seed=1), adapter, **changes)
+
+
+def fails(engine, monkeypatch, error: Exception, *, in_step: bool = False) -> None:
+    """Let passes with a row of `BAD` fail: of prompts, or of single tokens."""
+    forward = engine.decoder._forward
+
+    def failing(rows, ids_Bq, *more):
+        is_bad = any(row.prompt_ids == BAD for row in rows) and (ids_Bq.shape[1] == 1) == in_step
+        if is_bad:
+            raise error
+        return forward(rows, ids_Bq, *more)
+
+    monkeypatch.setattr(engine.decoder, "_forward", failing)
+
+
+def test_a_prompt_that_fails_ends_alone(tiny_model, monkeypatch):
+    async def main():
+        async with started(tiny_model) as engine:
+            long = row(new=200)
+            expected = await finish(engine, long)
+            fails(engine, monkeypatch, RuntimeError("boom"))
+            running = engine.generate(long)
+            found = list((await anext(running)).ids)
+            for _ in range(MAX_FAILURES - 1):
+                with pytest.raises(RequestError, match="the model failed"):
+                    await finish(engine, row(*BAD))
+            async for tokens in running:
+                found += tokens.ids
+            assert tuple(found) == expected.ids
+            engine.check()
+
+    asyncio.run(main())
+
+
+def test_a_step_that_fails_ends_all_and_the_next_row_is_as_ever(tiny_model, monkeypatch):
+    async def main():
+        async with started(tiny_model) as engine:
+            expected = await finish(engine, row())
+            fails(engine, monkeypatch, RuntimeError("boom"), in_step=True)
+            both = await asyncio.gather(finish(engine, row(new=400)), finish(engine, row(*BAD)), return_exceptions=True)
+            assert [str(error) for error in both] == ["the model failed"] * 2
+            assert await finish(engine, row()) == expected
+
+    asyncio.run(main())
+
+
+def test_too_little_memory_and_an_adapter_s_fault_are_no_failures_of_the_model(tiny_model, monkeypatch):
+    async def main():
+        async with started(tiny_model) as engine:
+            fails(engine, monkeypatch, torch.OutOfMemoryError("tried to allocate 3 GiB"))
+            for _ in range(MAX_FAILURES):
+                with pytest.raises(RequestError, match="memory is too small") as error:
+                    await finish(engine, row(*BAD))
+                assert error.value.code == "unavailable"
+            fails(engine, monkeypatch, ModelError("an adapter sits on an expert"))
+            for _ in range(MAX_FAILURES):
+                with pytest.raises(ModelError, match="expert"):
+                    await finish(engine, row(*BAD))
+            # A replica puts a `ModelError` down to the row's own strength.
+            with pytest.raises(RequestError, match="expert"):
+                await finish(engine, row(*BAD, scale=0.5))
+            engine.check()
+
+    asyncio.run(main())
+
+
+def test_a_row_that_cannot_be_admitted_hears_of_it_and_nobody_else_does(tiny_model, monkeypatch):
+    async def main():
+        async with started(tiny_model) as engine:
+            expected = await finish(engine, row(new=100))
+            other = asyncio.create_task(finish(engine, row(new=100)))
+            with pytest.raises(RequestError, match="could not be admitted"):
+                await finish(engine, Row((5,), Sampling(max_new_tokens=3, seed=1 << 80)))
+            assert await other == expected
+
+    asyncio.run(main())
+
+
+def test_rows_of_an_adapter_that_is_unloaded_end_and_others_go_on(tiny_model, adapter):
+    async def main():
+        async with started(tiny_model) as engine:
+            await engine.load("a", adapter)
+            expected = await finish(engine, row(new=300))
+            other = asyncio.create_task(finish(engine, row(new=300)))
+            own = engine.generate(row(new=400, adapter="a"))
+            await anext(own)
+            await engine.unload("a")
+            with pytest.raises(RequestError, match="not loaded"):
+                async for _ in own:
+                    pass
+            assert await other == expected
+            engine.check()
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_closes_leaves_no_reader_waiting(tiny_model, adapter):
+    async def main():
+        async with started(tiny_model) as engine:
+            streams = [engine.generate(row(new=400)) for _ in range(2)]
+            await anext(streams[0])
+        async with asyncio.timeout(20):
+            for stream in streams:
+                with contextlib.suppress(StopAsyncIteration), pytest.raises(RequestError, match="runs no more"):
+                    while True:
+                        await anext(stream)
+            with pytest.raises(RequestError, match="runs no more"):
+                await engine.load("a", adapter)
+
+    asyncio.run(main())
