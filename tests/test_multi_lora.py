@@ -128,6 +128,28 @@ def test_scales_are_a_rows_own(tiny_model, adapter_dirs):
 
 
 @torch.inference_mode()
+def test_in_16_bits_a_scale_is_rounded_no_more_beside_others_than_alone(tiny_model, adapter_dirs):
+    network, lora = mixed(tiny_model, adapter_dirs)
+    network.bfloat16()
+    layer = next(layer for layer in lora.layers.values() if "a" in layer.pairs)
+    layer._lay_out(("a",))
+    lora.choose(rows([("a", 0.3), (None, 1.0)]))
+    h = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = layer._mine(h)
+    assert found.dtype == torch.bfloat16 and torch.equal(found[0], h[0] * 0.3)
+
+
+@pytest.mark.parametrize("wanted", [[("a", 1.0)], [("a", 1.0), ("b", 1.0)], [("a", 0.5), (None, 1.0)]])
+def test_a_row_of_an_adapter_that_is_not_loaded_is_refused_and_not_the_base(tiny_model, adapter_dirs, wanted):
+    _, lora = mixed(tiny_model, adapter_dirs)
+    lora.choose(rows([("a", 1.0), ("b", 1.0)]))
+    lora.unload("a")
+    with pytest.raises(ModelError, match="`a` is not loaded"):
+        lora.choose(rows(wanted))
+    lora.choose(rows([("a", 0.0), ("b", 1.0)]))
+
+
+@torch.inference_mode()
 def test_an_unloaded_adapter_leaves_nothing_behind_and_its_name_may_come_back(tiny_model, adapter_dirs):
     network, lora = mixed(tiny_model, adapter_dirs)
     lora.choose(rows([("a", 1.0), ("b", 1.0)]))
