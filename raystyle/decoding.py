@@ -12,6 +12,7 @@ B rows, q fresh tokens of each, L keys, H heads, D head size, V vocabulary.
 """
 
 import inspect
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -65,7 +66,8 @@ class Step(NamedTuple):
 class _Place:
     """Where the next forward pass writes and reads: slots `first` to `first + count`, at one position or at each its own."""
 
-    first = count = start = keys = capacity_rows = capacity_length = 0
+    first = count = start = keys = 0
+    capacity = (0, 0)  # rows, and keys of each, that there is room for
     slots_B: torch.Tensor | None = None
     positions_B: torch.Tensor | None = None
 
@@ -85,19 +87,18 @@ class _SlotLayer(CacheLayerMixin):
 
     def _room(self, old: torch.Tensor | None, fresh: torch.Tensor) -> torch.Tensor:
         # Zeros, for what a mask hides still takes part as 0 times itself.
-        room = fresh.new_zeros(self.place.capacity_rows, fresh.shape[1], self.place.capacity_length, fresh.shape[3])
+        rows, length = self.place.capacity
+        room = fresh.new_zeros(rows, fresh.shape[1], length, fresh.shape[3])
         if old is not None:
-            room[: old.shape[0], :, : old.shape[2]] = old
+            rows, length = min(old.shape[0], rows), min(old.shape[2], length)
+            room[:rows, :, :length] = old[:rows, :, :length]
         return room
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         place = self.place
-        if self.keys is None or (self.keys.shape[0], self.keys.shape[2]) != (
-            place.capacity_rows,
-            place.capacity_length,
-        ):
+        if self.keys is None or any(has < needed for has, needed in zip(self.size, place.capacity, strict=True)):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         slots = slice(place.first, place.first + place.count)
@@ -107,6 +108,11 @@ class _SlotLayer(CacheLayerMixin):
             else:
                 room[place.slots_B, :, place.positions_B] = fresh[:, :, 0]
         return self.keys[slots, :, : place.keys], self.values[slots, :, : place.keys]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows, and keys of each, that there is room for."""
+        return (0, 0) if self.keys is None else (self.keys.shape[0], self.keys.shape[2])
 
     def move(self, source: int, target: int, length: int) -> None:
         for room in (self.keys, self.values):
@@ -132,7 +138,8 @@ class Decoder:
     """Rows of one model, each with its own sampling, that join and leave between steps. Not for several threads.
 
     `choose` is told the rows of each forward pass, and how many tokens of each, before it runs: who decodes with several
-    adapters sets them there.
+    adapters sets them there. `max_tokens` bounds the rows that run times the length that the longest of them may come to, for
+    so much is kept at most; who knows the memory sets it. A row alone may always run.
     Raises `ModelError` for a model whose layers keep something other than keys and values.
     """
 
@@ -147,6 +154,7 @@ class Decoder:
     ) -> None:
         self.model, self.ends, self.max_rows, self.prefill_tokens = model, set(ends), max_rows, prefill_tokens
         self.choose = choose
+        self.max_tokens: float = math.inf
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config = base.config.get_text_config()
         kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
@@ -192,8 +200,7 @@ class Decoder:
     def advance(self) -> list[Step]:
         """Prompts while some wait and there is room, then tokens: the quickest order where nobody watches."""
         self._compact()
-        has_prompts = self.group or (self.waiting and len(self.running) < self.max_rows)
-        return self.prefill() if has_prompts else self.step()
+        return self.prefill() if self.group or self._next_group() else self.step()
 
     def clear(self) -> list[Slot]:
         """Forget all rows and their keys; returns them. For after an error, when nobody knows what the cache holds."""
@@ -210,6 +217,9 @@ class Decoder:
         group, self.group, self.done = self.group, [], 0
         if not self.running:
             self._empty()
+        else:  # what all layers have room for: some may have grown, others not
+            rows, lengths = zip(*(layer.size for layer in self._layers()), strict=True)
+            self.place.capacity = min(rows), min(lengths)
         for slot in group:
             slot.left = True
             self._wipe(slot)
@@ -217,7 +227,16 @@ class Decoder:
 
     def _empty(self) -> None:
         self.cache.layers.clear()
-        self.place.capacity_rows = self.place.capacity_length = 0
+        self.place.capacity = (0, 0)
+
+    def _layers(self) -> list[_SlotLayer]:
+        return self.cache.layers  # type: ignore[return-value]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What one token of a row takes in the cache, which is known once a row has run."""
+        rooms = [room for layer in self._layers() for room in (layer.keys, layer.values) if room is not None]
+        return sum(room[0, :, 0].nbytes for room in rooms)
 
     # ── prompts ──
 
@@ -230,6 +249,7 @@ class Decoder:
         longest = max(len(slot.row.prompt_ids) for slot in self.group)
         fresh = min(longest - self.done, max(1, self._most_tokens(self.group) // len(self.group)))
         ids_Bq = self._padded([slot.row.prompt_ids[self.done : self.done + fresh] for slot in self.group], fresh)
+        self._make_room(self.done + fresh)
         place, first = self.place, self.group[0].index
         place.first, place.count, place.start, place.keys = first, len(self.group), self.done, self.done + fresh
         place.positions_B = None
@@ -268,11 +288,12 @@ class Decoder:
             longest = max(len(slot.row.prompt_ids) for slot in together)
             if self.group and longest * len(together) > self._most_tokens(together):
                 break
+            slots = [*self.running, *together]
+            if len(slots) > 1 and len(slots) * _most(slots) > self.max_tokens:
+                break
             self.group.append(self.waiting.popleft())
         for number, slot in enumerate(self.group):
             slot.index = len(self.running) + number
-        if self.group:
-            self._reserve()
         return bool(self.group)
 
     def _most_tokens(self, group: Sequence[Slot]) -> int:
@@ -280,16 +301,23 @@ class Decoder:
         scores = any(slot.row.prompt_logprobs for slot in group)
         return min(self.prefill_tokens, SCORED_TOKENS) if scores else self.prefill_tokens
 
-    def _reserve(self) -> None:
-        """Room for what all rows may come to, doubled where it must grow, and no more than before where it need not."""
-        if not self.running:
-            self._empty()
-        rows = len(self.running) + len(self.group)
-        length = max(slot.most for slot in [*self.running, *self.group])
-        if rows > self.place.capacity_rows:
-            self.place.capacity_rows = min(max(rows, 2 * self.place.capacity_rows), self.max_rows)
-        if length > self.place.capacity_length:
-            self.place.capacity_length = -(-length // LENGTH_STEP) * LENGTH_STEP
+    def _make_room(self, length: int) -> None:
+        """Room for so many keys of each row. Where it must grow it doubles, for that copies what is there; what was enough is
+        kept for the next rows."""
+        slots = [*self.running, *self.group]
+        rows, most = 1 + max(slot.index for slot in slots), _most(slots)
+        if rows <= self.place.capacity[0] and length <= self.place.capacity[1]:
+            return
+        if not self.running and not self.done:
+            self._empty()  # nothing to copy
+        new_rows, new_length = self.place.capacity
+        if rows > new_rows:
+            new_rows = min(max(rows, 2 * new_rows, self.max_rows // 4), self.max_rows)
+        if length > new_length:
+            new_length = min(max(_in_steps(length), 2 * new_length), most)
+        if new_rows * new_length > self.max_tokens:  # what the rows that run were let in for
+            new_rows, new_length = max(rows, min(int(self.max_tokens // most), self.max_rows)), most
+        self.place.capacity = new_rows, new_length
 
     def _score_prompt(self, slot: Slot, logits_qV: torch.Tensor, fresh: int) -> None:
         """What the model thought of each token of a prompt; of its first it had nothing to go by."""
@@ -310,6 +338,7 @@ class Decoder:
         if not self.running:
             return []
         place, lengths = self.place, [len(slot.ids) - 1 for slot in self.running]
+        self._make_room(max(lengths) + 1)
         place.first, place.count, place.keys = 0, len(self.running), max(lengths) + 1
         positions_B = torch.tensor(lengths, device=self.device)
         if min(lengths) == max(lengths):
@@ -428,20 +457,27 @@ class Decoder:
 
     def _wipe(self, slot: Slot) -> None:
         """A mask hides what a row left behind, but hides no nan: 0 times that is nan for whoever comes next."""
-        for layer in self.cache.layers:
-            assert isinstance(layer, _SlotLayer)
+        for layer in self._layers():
             layer.wipe(slot.index)
 
     def _move(self, slot: Slot, index: int) -> None:
         if slot.index != index:
-            for layer in self.cache.layers:
-                assert isinstance(layer, _SlotLayer)
+            for layer in self._layers():
                 layer.move(slot.index, index, len(slot.ids))
             slot.index = index
 
     def _padded(self, rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
         """Ids (B, width), filled up with each row's own first id, which the repetition penalty then has seen anyway."""
         return torch.tensor([[*ids, *[(ids or (0,))[0]] * (width - len(ids))] for ids in rows], device=self.device)
+
+
+def _in_steps(length: int) -> int:
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
+
+
+def _most(slots: Sequence[Slot]) -> int:
+    """Keys of each row that there must be room for in the end."""
+    return _in_steps(max(slot.most for slot in slots))
 
 
 def score(logits_BV: torch.Tensor, tokens: list[int], count: int) -> list[Scored]:

@@ -219,6 +219,7 @@ def test_prompts_that_fail_are_dropped_and_running_rows_go_on(llama, monkeypatch
         with pytest.raises(ZeroDivisionError):
             decoder.prefill()
     assert decoder.drop_prompts() == bad
+    assert decoder.place.capacity == (2, 256), "what all layers have"
     late = greedy(6, 6, 3)
     assert run(decoder, [late]) == [alone(llama, late)]
     for slot in running:
@@ -243,13 +244,52 @@ def test_no_new_tokens_means_none(llama):
     assert len(step.slot.prompt_scored) == 4
 
 
-def test_room_is_kept_to_what_rows_may_come_to(llama):
+def test_room_is_kept_for_what_rows_have_come_to_and_not_for_what_they_ask(llama):
     decoder = Decoder(llama, {2}, max_rows=8)
-    run(decoder, [greedy(4, 4, n) for n in range(8)])
-    assert decoder.place.capacity_length == 256
-    assert decoder.place.capacity_rows == 8
+    asking = decoder.admit(greedy(4, 100_000))
+    run_some(decoder, 3)
+    assert decoder.place.capacity == (2, 256), "a quarter of the rows at once, and the rest as they come"
+    others = [decoder.admit(greedy(4, 9, n)) for n in range(7)]
+    run_some(decoder, 3)
+    assert decoder.place.capacity == (8, 256)
+    rooms = [layer.keys.data_ptr() for layer in decoder.cache.layers]
+    for slot in [asking, *others]:
+        decoder.drop(slot)
     run(decoder, [greedy(4, 4)])
-    assert decoder.place.capacity_rows == 1, "an idle decoder gives its memory back"
+    assert [layer.keys.data_ptr() for layer in decoder.cache.layers] == rooms, "kept where it is enough"
+
+
+def run_some(decoder: Decoder, steps: int) -> None:
+    for _ in range(steps):
+        decoder.prefill()
+        decoder.step()
+
+
+def test_room_grows_while_rows_run_and_they_are_what_they_are_alone(llama, monkeypatch):
+    monkeypatch.setattr("raystyle.decoding.LENGTH_STEP", 4)
+    rows = [greedy(length, new, seed) for seed, (length, new) in enumerate([(3, 40), (9, 5), (2, 30), (17, 25)])]
+    decoder = Decoder(llama, {2}, max_rows=4, prefill_tokens=6)
+    assert run(decoder, rows) == [alone(llama, row) for row in rows]
+    assert decoder.place.capacity[1] >= 42
+
+
+@pytest.mark.parametrize("more", [[], [(60, 20)], [(3, 200)]])
+def test_rows_wait_while_the_cache_has_no_room_for_what_they_may_come_to(llama, monkeypatch, more):
+    """And all get their turn, also one that has room alone only."""
+    monkeypatch.setattr("raystyle.decoding.LENGTH_STEP", 4)
+    shapes = [(3, 9), (14, 30), (1, 12), *more, (7, 7), (14, 3), (2, 40)]
+    rows = [greedy(length, min(new, 60), seed) for seed, (length, new) in enumerate(shapes)]
+    decoder = Decoder(llama, {2}, max_rows=6, prefill_tokens=10)
+    decoder.max_tokens = 100
+    most = 0
+    slots = [decoder.admit(row) for row in rows]
+    while not decoder.is_idle:
+        decoder.advance()
+        has_rows, has_length = decoder.place.capacity
+        assert has_rows * has_length <= 100
+        most = max(most, len(decoder.running))
+    assert most > 1
+    assert [slot.ids[len(slot.row.prompt_ids) :] for slot in slots] == [alone(llama, row) for row in rows]
 
 
 def test_a_model_that_keeps_something_else_is_refused():

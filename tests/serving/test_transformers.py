@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from contextlib import asynccontextmanager
 
 import builders
@@ -9,6 +10,7 @@ import pytest
 import torch
 from engines import finish
 
+from raystyle import models
 from raystyle.errors import ModelError
 from raystyle.generation import Row, Sampling
 from raystyle.serving.engines.transformers import MAX_FAILURES, TransformersEngine
@@ -144,3 +146,27 @@ def test_an_engine_that_closes_leaves_no_reader_waiting(tiny_model, adapter):
                 await engine.load("a", adapter)
 
     asyncio.run(main())
+
+
+def test_a_row_that_the_memory_does_not_hold_is_refused_at_the_start(tiny_model, monkeypatch):
+    async def main():
+        async with started(tiny_model) as engine:
+            assert (
+                engine.decoder.bytes_per_token == 2 * 2 * 2 * 8 * 4
+            )  # keys and values, layers, heads, their size, fp32
+            assert engine.max_length <= engine.decoder.max_tokens < float("inf")
+        monkeypatch.setattr(models, "free_memory", lambda _: 256 * 100 * 2)
+        with pytest.raises(ModelError, match=r"keys and values of 100 tokens.*\nhint: `--max_length 100`"):
+            async with started(tiny_model):
+                pass
+        async with started(tiny_model, max_length=100) as engine:
+            rows = [row(new=60 + n) for n in range(4)]
+            found = await asyncio.gather(*(finish(engine, each) for each in rows))
+            assert found == [await finish(engine, each) for each in rows], "one after another"
+
+    asyncio.run(main())
+
+
+def test_free_memory_is_no_more_than_the_machine_has():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < models.free_memory(torch.device("cpu")) <= total

@@ -21,6 +21,9 @@ from raystyle.serving.errors import RequestError
 LOG = logging.getLogger(__name__)
 # How many tokens of prompts are computed while running rows wait: a fraction of a second on either.
 PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU = 512, 8192
+# How much of the memory that is free beside the model keys and values may take: the rest is for adapters and a pass's own, and
+# on a CPU for others.
+CACHE_SHARE = {"cuda": 0.8, "cpu": 0.5}
 # After so many failures in a row it is not the requests: a CUDA device that has failed once, for one, stays unusable.
 MAX_FAILURES = 3
 
@@ -84,6 +87,7 @@ class TransformersEngine:
             choose=self.lora.choose,
         )
         self._rehearse()
+        self._share_memory(models.free_memory(device), CACHE_SHARE[device.type])
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[Any, _Stream] = {}
         self._loaded: set[str] = set()
@@ -105,6 +109,15 @@ class TransformersEngine:
                 f"the embedded engine cannot run a `{self.decoder.config.model_type}` model: {reason}\n"
                 "hint: `--engine vllm`, or merge the adapter by `raystyle export` and serve that elsewhere"
             ) from error
+
+    def _share_memory(self, free: int, share: float) -> None:
+        tokens = int(free * share / self.decoder.bytes_per_token)
+        if tokens < self.max_length:
+            raise ModelError(
+                f"{share:.0%} of the free memory ({free / 1e9:.1f} GB) hold the keys and values of {tokens} tokens, and `max_length` "
+                f"lets a row have {self.max_length}\nhint: `--max_length {tokens}`, or a device with more memory"
+            )
+        self.decoder.max_tokens = tokens
 
     # ── what others call, on their event loop ──
 
