@@ -139,7 +139,8 @@ class Decoder:
 
     `choose` is told the rows of each forward pass, and how many tokens of each, before it runs: who decodes with several
     adapters sets them there. `max_tokens` bounds the rows that run times the length that the longest of them may come to, for
-    so much is kept at most; who knows the memory sets it. A row alone may always run.
+    so much is kept at most; who knows the memory sets it. A row alone may always run. Rows longer than `max_length` would change
+    each other; None: of any length they do not.
     Raises `ModelError` for a model whose layers keep something other than keys and values.
     """
 
@@ -169,6 +170,7 @@ class Decoder:
         if kinds == {"full_attention"} and getattr(self.config, "layer_types", None):
             self.window = None  # some configs keep a window that no layer has
         self.by_kind = kinds != {"full_attention"} and getattr(self.config, "layer_types", None) is not None
+        self.max_length = _even_length(self.config)
         self.attention = str(self.config._attn_implementation)
         self.device = next(model.parameters()).device
         # Of most tokens only the last one's logits are wanted: 64 prompts of 200 tokens times 128,256 words are 3 GB.
@@ -469,6 +471,18 @@ class Decoder:
     def _padded(self, rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
         """Ids (B, width), filled up with each row's own first id, which the repetition penalty then has seen anyway."""
         return torch.tensor([[*ids, *[(ids or (0,))[0]] * (width - len(ids))] for ids in rows], device=self.device)
+
+
+def _even_length(config: Any) -> int | None:
+    """Up to where rotary embeddings of the kind `longrope` turn all rows alike: transformers takes other frequencies for a whole
+    batch once one of its rows is longer. (Those of the kind `dynamic` do so beyond the config's positions.)"""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [
+        rope,
+        *(kind for kind in rope.values() if isinstance(kind, dict)),
+    ]  # one for all layers, or one for each kind
+    lengths = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(lengths, default=None)
 
 
 def _in_steps(length: int) -> int:

@@ -146,7 +146,9 @@ def auto_dtype(device: "torch.device") -> "torch.dtype":
     """bfloat16 where the device is a GPU that computes in it, else float32."""
     import torch
 
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    # Older GPUs emulate it, more slowly than they compute in fp32.
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def free_memory(device: "torch.device") -> int:

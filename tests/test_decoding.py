@@ -292,6 +292,16 @@ def test_rows_wait_while_the_cache_has_no_room_for_what_they_may_come_to(llama, 
     assert [slot.ids[len(slot.row.prompt_ids) :] for slot in slots] == [alone(llama, row) for row in rows]
 
 
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
+
+
+@pytest.mark.parametrize(("rope", "length"), [(LONGROPE, 16), ({"rope_type": "default", "rope_theta": 1e4}, None)])
+def test_where_rotary_embeddings_change_for_all_rows_at_once_is_known(rope, length):
+    config = CONFIG_MAPPING["phi3"](**SMALL, rope_parameters=dict(rope), original_max_position_embeddings=16)
+    decoder = Decoder(AutoModelForCausalLM.from_config(config).eval(), {2}, max_rows=2)
+    assert decoder.max_length == length
+
+
 def test_a_model_that_keeps_something_else_is_refused():
     config = CONFIG_MAPPING["mamba"](vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(ModelError, match="linear_attention"):

@@ -11,7 +11,7 @@ import torch
 from engines import finish
 
 from raystyle import models
-from raystyle.errors import ModelError
+from raystyle.errors import ConfigError, ModelError
 from raystyle.generation import Row, Sampling
 from raystyle.serving.engines.transformers import MAX_FAILURES, TransformersEngine
 from raystyle.serving.errors import RequestError
@@ -170,3 +170,22 @@ def test_a_row_that_the_memory_does_not_hold_is_refused_at_the_start(tiny_model,
 def test_free_memory_is_no_more_than_the_machine_has():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < models.free_memory(torch.device("cpu")) <= total
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_no_reason_to_take_the_cpu(tiny_model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"finds no GPU.*\n?hint: `--use_gpu false`"):
+        TransformersEngine(str(tiny_model), max_length=64, max_batch_size=1, use_gpu=True)
+
+
+def test_a_model_whose_rows_would_change_each_other_beyond_a_length_is_served_up_to_it(tmp_path):
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
+    model = builders.write_model(
+        tmp_path / "phi", family="phi3", rope_parameters=rope, original_max_position_embeddings=64
+    )
+
+    async def main():
+        async with started(model) as engine:
+            assert engine.max_length == 64
+
+    asyncio.run(main())

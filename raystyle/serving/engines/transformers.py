@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from raystyle.errors import ModelError
+from raystyle.errors import ConfigError, ModelError
 from raystyle.generation import Row, Sampling, Scored
 from raystyle.serving.contract import LEAST_EFFECT, LEAST_EFFECT_16_BITS, FinishReason, Tokens
 from raystyle.serving.errors import RequestError
@@ -50,7 +50,10 @@ class _Stream:
 
 
 class TransformersEngine:
-    """`contract.Engine` on a model of transformers. Loads the model when made; raises `ModelError`."""
+    """`contract.Engine` on a model of transformers. Loads the model when made.
+
+    Raises `ModelError` for a model that it cannot run, and `ConfigError` where a GPU is asked for and there is none.
+    """
 
     name = "transformers"
     can_scale = True
@@ -71,6 +74,11 @@ class TransformersEngine:
         from raystyle.decoding import Decoder
 
         device = torch.device("cpu") if use_gpu is False else models.auto_device()
+        if use_gpu and device.type == "cpu":
+            raise ConfigError(
+                "`use_gpu` is true, and torch finds no GPU that it can use in the model's process\n"
+                "hint: `--use_gpu false`, or a driver and a build of torch that fit each other (`raystyle doctor`)"
+            )
         dtype = models.auto_dtype(device)
         self.least_effect = LEAST_EFFECT if dtype == torch.float32 else LEAST_EFFECT_16_BITS
         base = models.load_base(model, dtype=dtype, attn_implementation=None, trust_remote_code=trust_remote_code)
@@ -86,6 +94,7 @@ class TransformersEngine:
             prefill_tokens=PREFILL_TOKENS_GPU if device.type == "cuda" else PREFILL_TOKENS_CPU,
             choose=self.lora.choose,
         )
+        self.max_length = min(self.max_length, self.decoder.max_length or self.max_length)
         self._rehearse()
         self._share_memory(models.free_memory(device), CACHE_SHARE[device.type])
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
