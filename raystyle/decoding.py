@@ -43,6 +43,7 @@ class Slot:
         self.left = False
         self.is_broken = False  # its keys and values may not be finite
         self.prompt_scored: list[Scored] = []
+        self.seen_V: torch.Tensor | None = None  # which tokens it has had, where that matters
         # All of a row's random numbers come from its own seed, before anything else does.
         own = torch.Generator().manual_seed(row.sampling.seed)
         self.random = torch.randint(2**RANDOM_BITS, (max(row.sampling.max_new_tokens, 1),), generator=own).tolist()
@@ -403,10 +404,9 @@ class Decoder:
     def _draw(self, slots: Sequence[Slot], logits_BV: torch.Tensor) -> list[Step]:
         """A token for each slot, and what becomes of the slot."""
         samplings = [slot.row.sampling for slot in slots]
-        scored: dict[Slot, Scored] = {}
         raw_BV = logits_BV
         if penalised := [i for i, sampling in enumerate(samplings) if sampling.repetition_penalty != 1]:
-            seen = self._padded([slots[i].ids for i in penalised], max(len(slots[i].ids) for i in penalised))
+            seen = torch.stack([self._seen(slots[i], logits_BV.shape[1]) for i in penalised])
             penalties = torch.tensor([samplings[i].repetition_penalty for i in penalised], device=self.device)
             rows = torch.tensor(penalised, device=self.device)
             logits_BV = logits_BV.index_copy(0, rows, penalise(logits_BV[rows], seen, penalties))
@@ -417,10 +417,19 @@ class Decoder:
             torch.tensor([slot.random[min(slot.new, len(slot.random) - 1)] for slot in slots], device=self.device),
             torch.tensor([sampling.top_k for sampling in samplings], device=self.device),
         ).tolist()
-        for i, slot in enumerate(slots):
-            if slot.row.logprobs is not None and drawn[i] >= 0:
-                [scored[slot]] = score(raw_BV[i : i + 1], [drawn[i]], slot.row.logprobs)
-        return [self._take(slot, token, scored.get(slot)) for slot, token in zip(list(slots), drawn, strict=True)]
+        asking = [i for i, slot in enumerate(slots) if slot.row.logprobs is not None and drawn[i] >= 0]
+        counts = [slots[i].row.logprobs or 0 for i in asking]
+        found = score(raw_BV[asking], [drawn[i] for i in asking], max(counts)) if asking else []
+        scored = {i: each._replace(top=each.top[:count]) for i, count, each in zip(asking, counts, found, strict=True)}
+        return [self._take(slot, drawn[i], scored.get(i)) for i, slot in enumerate(slots)]
+
+    def _seen(self, slot: Slot, vocabulary: int) -> torch.Tensor:
+        """Which tokens a row has had (V): from step to step it is one more at most."""
+        if slot.seen_V is None:
+            slot.seen_V = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
+            slot.seen_V[slot.ids] = True
+        slot.seen_V[slot.ids[-1]] = True
+        return slot.seen_V
 
     def _column(self, values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
@@ -469,8 +478,8 @@ class Decoder:
             slot.index = index
 
     def _padded(self, rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
-        """Ids (B, width), filled up with each row's own first id, which the repetition penalty then has seen anyway."""
-        return torch.tensor([[*ids, *[(ids or (0,))[0]] * (width - len(ids))] for ids in rows], device=self.device)
+        """Ids (B, width), filled up with zeros."""
+        return torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows], device=self.device)
 
 
 def _even_length(config: Any) -> int | None:

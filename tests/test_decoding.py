@@ -158,6 +158,22 @@ def test_log_probabilities_are_the_models_own(llama):
         assert [value for _, value in item.top] == pytest.approx(best.values.tolist(), abs=1e-4)
 
 
+def test_each_row_gets_as_many_of_the_likeliest_as_it_asked_for(llama):
+    decoder = Decoder(llama, {2}, max_rows=4)
+    counts = [None, 0, 5, 2]
+    slots = [decoder.admit(greedy(4, 3, 7, logprobs=count)) for count in counts]
+    by_slot = {step.slot: step.scored for step in decoder.prefill()}
+    assert by_slot[slots[0]] is None
+    assert [len(by_slot[slot].top) for slot in slots[1:]] == counts[1:]
+    assert by_slot[slots[2]].top[:2] == by_slot[slots[3]].top
+
+
+def test_the_repetition_penalty_knows_prompt_and_text(llama):
+    row = Row(prompt(6), Sampling(max_new_tokens=60, temperature=0, repetition_penalty=1e6))
+    found = run(Decoder(llama, set(), max_rows=2), [row, greedy(3, 60, 1)])[0]
+    assert len({*row.prompt_ids, *found}) == len(set(row.prompt_ids)) + len(found)
+
+
 def test_a_row_whose_logits_are_not_finite_ends_alone(llama):
     decoder = Decoder(llama, {2}, max_rows=3)
     slots = [decoder.admit(greedy(4, 5, n)) for n in range(3)]
