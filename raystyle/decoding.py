@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -45,7 +46,7 @@ class Slot:
         self.prompt_scored: list[Scored] = []
         self.seen_V: torch.Tensor | None = None  # which tokens it has had, where that matters
         # All of a row's random numbers come from its own seed, before anything else does.
-        own = torch.Generator().manual_seed(row.sampling.seed)
+        own = torch.Generator().manual_seed(_within_32_bits(row.sampling.seed))
         self.random = torch.randint(2**RANDOM_BITS, (max(row.sampling.max_new_tokens, 1),), generator=own).tolist()
 
     @property
@@ -492,6 +493,12 @@ def _even_length(config: Any) -> int | None:
     ]  # one for all layers, or one for each kind
     lengths = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
     return min(lengths, default=None)
+
+
+def _within_32_bits(seed: int) -> int:
+    """What torch's generator on the CPU takes of a seed: of a larger one it would take the lower bits alone, and 7 and 7 + 2**32
+    would give the same text."""
+    return seed if seed < 1 << 32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def _in_steps(length: int) -> int:

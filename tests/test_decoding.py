@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
-from raystyle.decoding import Decoder
+from raystyle.decoding import Decoder, Slot
 from raystyle.errors import ModelError
 from raystyle.generation import Row, Sampling
 
@@ -156,6 +156,14 @@ def test_log_probabilities_are_the_models_own(llama):
         best = logprobs[place].topk(2)
         assert [token for token, _ in item.top] == best.indices.tolist()
         assert [value for _, value in item.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_large_seeds_are_more_than_their_lower_bits():
+    seeds = [7, -1, 2**32 - 1, 7 + 2**32, 7 + 2**33, 2**63 - 1]
+    drawn = [tuple(Slot(Row((5,), Sampling(seed=seed))).random) for seed in seeds]
+    assert len(set(drawn)) == len(seeds) - 1, "-1 is 2**32 - 1, as it was"
+    own = torch.Generator().manual_seed(7)
+    assert drawn[0] == tuple(torch.randint(2**31, (200,), generator=own).tolist())
 
 
 def test_each_row_gets_as_many_of_the_likeliest_as_it_asked_for(llama):

@@ -105,10 +105,12 @@ def test_too_little_memory_and_an_adapter_s_fault_are_no_failures_of_the_model(t
 def test_a_row_that_cannot_be_admitted_hears_of_it_and_nobody_else_does(tiny_model, monkeypatch):
     async def main():
         async with started(tiny_model) as engine:
+            admit = engine.decoder.admit
+            monkeypatch.setattr(engine.decoder, "admit", lambda row: 1 / 0 if row.prompt_ids == BAD else admit(row))
             expected = await finish(engine, row(new=100))
             other = asyncio.create_task(finish(engine, row(new=100)))
             with pytest.raises(RequestError, match="could not be admitted"):
-                await finish(engine, Row((5,), Sampling(max_new_tokens=3, seed=1 << 80)))
+                await finish(engine, row(*BAD))
             assert await other == expected
 
     asyncio.run(main())
