@@ -130,7 +130,7 @@ def find(path: str) -> str:
 def opened(path: str) -> Iterator[str]:
     """A verified local directory of the adapter that `path` means, for as long as the block lasts."""
     place = find(path)
-    with storage.local_copy(place) as directory:
+    with storage.local_copy(place, (CONFIG, WEIGHTS, ABOUT)) as directory:
         present = set(os.listdir(directory))
         if WEIGHTS not in present:
             raise ModelError(

@@ -12,10 +12,12 @@ B rows, q fresh tokens of each, L keys, H heads, D head size, V vocabulary.
 """
 
 import inspect
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -27,6 +29,8 @@ from raystyle.generation import Row, Scored
 LENGTH_STEP = 256
 # A prompt is computed at most so many tokens at a time: as long as running rows wait for a new one.
 PREFILL_TOKENS = 2048
+# Of a prompt whose tokens are scored, fewer: their logits are of the whole vocabulary, 128 MB in fp32 for 256 of 128,256.
+SCORED_TOKENS = 256
 
 
 class Slot:
@@ -40,8 +44,9 @@ class Slot:
         self.left = False
         self.is_broken = False  # its keys and values may not be finite
         self.prompt_scored: list[Scored] = []
+        self.seen_V: torch.Tensor | None = None  # which tokens it has had, where that matters
         # All of a row's random numbers come from its own seed, before anything else does.
-        own = torch.Generator().manual_seed(row.sampling.seed)
+        own = torch.Generator().manual_seed(_within_32_bits(row.sampling.seed))
         self.random = torch.randint(2**RANDOM_BITS, (max(row.sampling.max_new_tokens, 1),), generator=own).tolist()
 
     @property
@@ -63,7 +68,8 @@ class Step(NamedTuple):
 class _Place:
     """Where the next forward pass writes and reads: slots `first` to `first + count`, at one position or at each its own."""
 
-    first = count = start = keys = capacity_rows = capacity_length = 0
+    first = count = start = keys = 0
+    capacity = (0, 0)  # rows, and keys of each, that there is room for
     slots_B: torch.Tensor | None = None
     positions_B: torch.Tensor | None = None
 
@@ -83,19 +89,18 @@ class _SlotLayer(CacheLayerMixin):
 
     def _room(self, old: torch.Tensor | None, fresh: torch.Tensor) -> torch.Tensor:
         # Zeros, for what a mask hides still takes part as 0 times itself.
-        room = fresh.new_zeros(self.place.capacity_rows, fresh.shape[1], self.place.capacity_length, fresh.shape[3])
+        rows, length = self.place.capacity
+        room = fresh.new_zeros(rows, fresh.shape[1], length, fresh.shape[3])
         if old is not None:
-            room[: old.shape[0], :, : old.shape[2]] = old
+            rows, length = min(old.shape[0], rows), min(old.shape[2], length)
+            room[:rows, :, :length] = old[:rows, :, :length]
         return room
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         place = self.place
-        if self.keys is None or (self.keys.shape[0], self.keys.shape[2]) != (
-            place.capacity_rows,
-            place.capacity_length,
-        ):
+        if self.keys is None or any(has < needed for has, needed in zip(self.size, place.capacity, strict=True)):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         slots = slice(place.first, place.first + place.count)
@@ -106,6 +111,11 @@ class _SlotLayer(CacheLayerMixin):
                 room[place.slots_B, :, place.positions_B] = fresh[:, :, 0]
         return self.keys[slots, :, : place.keys], self.values[slots, :, : place.keys]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows, and keys of each, that there is room for."""
+        return (0, 0) if self.keys is None else (self.keys.shape[0], self.keys.shape[2])
+
     def move(self, source: int, target: int, length: int) -> None:
         for room in (self.keys, self.values):
             if room is not None:
@@ -114,7 +124,7 @@ class _SlotLayer(CacheLayerMixin):
     def wipe(self, slot: int) -> None:
         for room in (self.keys, self.values):
             if room is not None:
-                room[slot].zero_()
+                room[slot : slot + 1].zero_()  # which it may have no room for, where a pass failed half-way
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.place.keys, 0
@@ -130,7 +140,9 @@ class Decoder:
     """Rows of one model, each with its own sampling, that join and leave between steps. Not for several threads.
 
     `choose` is told the rows of each forward pass, and how many tokens of each, before it runs: who decodes with several
-    adapters sets them there.
+    adapters sets them there. `max_tokens` bounds the rows that run times the length that the longest of them may come to, for
+    so much is kept at most; who knows the memory sets it. A row alone may always run. Rows longer than `max_length` would change
+    each other; None: of any length they do not.
     Raises `ModelError` for a model whose layers keep something other than keys and values.
     """
 
@@ -145,6 +157,7 @@ class Decoder:
     ) -> None:
         self.model, self.ends, self.max_rows, self.prefill_tokens = model, set(ends), max_rows, prefill_tokens
         self.choose = choose
+        self.max_tokens: float = math.inf
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config = base.config.get_text_config()
         kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
@@ -159,6 +172,7 @@ class Decoder:
         if kinds == {"full_attention"} and getattr(self.config, "layer_types", None):
             self.window = None  # some configs keep a window that no layer has
         self.by_kind = kinds != {"full_attention"} and getattr(self.config, "layer_types", None) is not None
+        self.max_length = _even_length(self.config)
         self.attention = str(self.config._attn_implementation)
         self.device = next(model.parameters()).device
         # Of most tokens only the last one's logits are wanted: 64 prompts of 200 tokens times 128,256 words are 3 GB.
@@ -190,8 +204,7 @@ class Decoder:
     def advance(self) -> list[Step]:
         """Prompts while some wait and there is room, then tokens: the quickest order where nobody watches."""
         self._compact()
-        has_prompts = self.group or (self.waiting and len(self.running) < self.max_rows)
-        return self.prefill() if has_prompts else self.step()
+        return self.prefill() if self.group or self._next_group() else self.step()
 
     def clear(self) -> list[Slot]:
         """Forget all rows and their keys; returns them. For after an error, when nobody knows what the cache holds."""
@@ -201,9 +214,33 @@ class Decoder:
         self._empty()
         return rows
 
+    @torch.inference_mode()
+    def drop_prompts(self) -> list[Slot]:
+        """Forget the rows whose prompts are being computed; returns them. For after an error in `prefill`, which has written to
+        nobody else's slots, so that running rows go on."""
+        group, self.group, self.done = self.group, [], 0
+        if not self.running:
+            self._empty()
+        else:  # what all layers have room for: some may have grown, others not
+            rows, lengths = zip(*(layer.size for layer in self._layers()), strict=True)
+            self.place.capacity = min(rows), min(lengths)
+        for slot in group:
+            slot.left = True
+            self._wipe(slot)
+        return group
+
     def _empty(self) -> None:
         self.cache.layers.clear()
-        self.place.capacity_rows = self.place.capacity_length = 0
+        self.place.capacity = (0, 0)
+
+    def _layers(self) -> list[_SlotLayer]:
+        return self.cache.layers  # type: ignore[return-value]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What one token of a row takes in the cache, which is known once a row has run."""
+        rooms = [room for layer in self._layers() for room in (layer.keys, layer.values) if room is not None]
+        return sum(room[0, :, 0].nbytes for room in rooms)
 
     # ── prompts ──
 
@@ -214,8 +251,9 @@ class Decoder:
         if not self.group and not self._next_group():
             return []
         longest = max(len(slot.row.prompt_ids) for slot in self.group)
-        fresh = min(longest - self.done, max(1, self.prefill_tokens // len(self.group)))
+        fresh = min(longest - self.done, max(1, self._most_tokens(self.group) // len(self.group)))
         ids_Bq = self._padded([slot.row.prompt_ids[self.done : self.done + fresh] for slot in self.group], fresh)
+        self._make_room(self.done + fresh)
         place, first = self.place, self.group[0].index
         place.first, place.count, place.start, place.keys = first, len(self.group), self.done, self.done + fresh
         place.positions_B = None
@@ -237,37 +275,53 @@ class Decoder:
             return []
         at = lasts if logits_BqV.shape[1] == fresh else [kept.index(last) for last in lasts]
         last_BV = torch.stack([logits_BqV[row, column] for row, column in enumerate(at)]).float()
-        joined, self.group, self.done = self.group, [], 0
-        for slot in joined:
+        steps = self._draw(self.group, last_BV)
+        for slot in self.group:
+            if slot.is_broken:
+                self._wipe(slot)  # before it moves, for nothing is wiped where it came from
             self._move(slot, len(self.running))
             self.running.append(slot)
-        return self._draw(joined, last_BV)
+        self.group, self.done = [], 0
+        return steps
 
     def _next_group(self) -> bool:
         """Prompts from the front of the queue that fit together into one pass, or one long one alone."""
         room = self.max_rows - len(self.running)
-        longest = 0
         while self.waiting and len(self.group) < room:
-            longest = max(longest, len(self.waiting[0].row.prompt_ids))
-            if self.group and longest * (len(self.group) + 1) > self.prefill_tokens:
+            together = [*self.group, self.waiting[0]]
+            longest = max(len(slot.row.prompt_ids) for slot in together)
+            if self.group and longest * len(together) > self._most_tokens(together):
+                break
+            slots = [*self.running, *together]
+            if len(slots) > 1 and len(slots) * _most(slots) > self.max_tokens:
                 break
             self.group.append(self.waiting.popleft())
         for number, slot in enumerate(self.group):
             slot.index = len(self.running) + number
-        if self.group:
-            self._reserve()
         return bool(self.group)
 
-    def _reserve(self) -> None:
-        """Room for what all rows may come to, doubled where it must grow, and no more than before where it need not."""
-        if not self.running:
-            self._empty()
-        rows = len(self.running) + len(self.group)
-        length = max(slot.most for slot in [*self.running, *self.group])
-        if rows > self.place.capacity_rows:
-            self.place.capacity_rows = min(max(rows, 2 * self.place.capacity_rows), self.max_rows)
-        if length > self.place.capacity_length:
-            self.place.capacity_length = -(-length // LENGTH_STEP) * LENGTH_STEP
+    def _most_tokens(self, group: Sequence[Slot]) -> int:
+        """Of prompts, in one pass."""
+        scores = any(slot.row.prompt_logprobs for slot in group)
+        return min(self.prefill_tokens, SCORED_TOKENS) if scores else self.prefill_tokens
+
+    def _make_room(self, length: int) -> None:
+        """Room for so many keys of each row. Where it must grow it doubles, for that copies what is there; what was enough is
+        kept for the next rows."""
+        slots = [*self.running, *self.group]
+        rows, most = 1 + max(slot.index for slot in slots), _most(slots)
+        if rows <= self.place.capacity[0] and length <= self.place.capacity[1]:
+            return
+        if not self.running and not self.done:
+            self._empty()  # nothing to copy
+        new_rows, new_length = self.place.capacity
+        if rows > new_rows:
+            new_rows = min(max(rows, 2 * new_rows, self.max_rows // 4), self.max_rows)
+        if length > new_length:
+            new_length = min(max(_in_steps(length), 2 * new_length), most)
+        if new_rows * new_length > self.max_tokens:  # what the rows that run were let in for
+            new_rows, new_length = max(rows, min(int(self.max_tokens // most), self.max_rows)), most
+        self.place.capacity = new_rows, new_length
 
     def _score_prompt(self, slot: Slot, logits_qV: torch.Tensor, fresh: int) -> None:
         """What the model thought of each token of a prompt; of its first it had nothing to go by."""
@@ -288,6 +342,7 @@ class Decoder:
         if not self.running:
             return []
         place, lengths = self.place, [len(slot.ids) - 1 for slot in self.running]
+        self._make_room(max(lengths) + 1)
         place.first, place.count, place.keys = 0, len(self.running), max(lengths) + 1
         positions_B = torch.tensor(lengths, device=self.device)
         if min(lengths) == max(lengths):
@@ -350,10 +405,9 @@ class Decoder:
     def _draw(self, slots: Sequence[Slot], logits_BV: torch.Tensor) -> list[Step]:
         """A token for each slot, and what becomes of the slot."""
         samplings = [slot.row.sampling for slot in slots]
-        scored: dict[Slot, Scored] = {}
         raw_BV = logits_BV
         if penalised := [i for i, sampling in enumerate(samplings) if sampling.repetition_penalty != 1]:
-            seen = self._padded([slots[i].ids for i in penalised], max(len(slots[i].ids) for i in penalised))
+            seen = torch.stack([self._seen(slots[i], logits_BV.shape[1]) for i in penalised])
             penalties = torch.tensor([samplings[i].repetition_penalty for i in penalised], device=self.device)
             rows = torch.tensor(penalised, device=self.device)
             logits_BV = logits_BV.index_copy(0, rows, penalise(logits_BV[rows], seen, penalties))
@@ -364,10 +418,19 @@ class Decoder:
             torch.tensor([slot.random[min(slot.new, len(slot.random) - 1)] for slot in slots], device=self.device),
             torch.tensor([sampling.top_k for sampling in samplings], device=self.device),
         ).tolist()
-        for i, slot in enumerate(slots):
-            if slot.row.logprobs is not None and drawn[i] >= 0:
-                [scored[slot]] = score(raw_BV[i : i + 1], [drawn[i]], slot.row.logprobs)
-        return [self._take(slot, token, scored.get(slot)) for slot, token in zip(list(slots), drawn, strict=True)]
+        asking = [i for i, slot in enumerate(slots) if slot.row.logprobs is not None and drawn[i] >= 0]
+        counts = [slots[i].row.logprobs or 0 for i in asking]
+        found = score(raw_BV[asking], [drawn[i] for i in asking], max(counts)) if asking else []
+        scored = {i: each._replace(top=each.top[:count]) for i, count, each in zip(asking, counts, found, strict=True)}
+        return [self._take(slot, drawn[i], scored.get(i)) for i, slot in enumerate(slots)]
+
+    def _seen(self, slot: Slot, vocabulary: int) -> torch.Tensor:
+        """Which tokens a row has had (V): from step to step it is one more at most."""
+        if slot.seen_V is None:
+            slot.seen_V = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
+            slot.seen_V[slot.ids] = True
+        slot.seen_V[slot.ids[-1]] = True
+        return slot.seen_V
 
     def _column(self, values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
@@ -406,20 +469,45 @@ class Decoder:
 
     def _wipe(self, slot: Slot) -> None:
         """A mask hides what a row left behind, but hides no nan: 0 times that is nan for whoever comes next."""
-        for layer in self.cache.layers:
-            assert isinstance(layer, _SlotLayer)
+        for layer in self._layers():
             layer.wipe(slot.index)
 
     def _move(self, slot: Slot, index: int) -> None:
         if slot.index != index:
-            for layer in self.cache.layers:
-                assert isinstance(layer, _SlotLayer)
+            for layer in self._layers():
                 layer.move(slot.index, index, len(slot.ids))
             slot.index = index
 
     def _padded(self, rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
-        """Ids (B, width), filled up with each row's own first id, which the repetition penalty then has seen anyway."""
-        return torch.tensor([[*ids, *[(ids or (0,))[0]] * (width - len(ids))] for ids in rows], device=self.device)
+        """Ids (B, width), filled up with zeros."""
+        return torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows], device=self.device)
+
+
+def _even_length(config: Any) -> int | None:
+    """Up to where rotary embeddings of the kind `longrope` turn all rows alike: transformers takes other frequencies for a whole
+    batch once one of its rows is longer. (Those of the kind `dynamic` do so beyond the config's positions.)"""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [
+        rope,
+        *(kind for kind in rope.values() if isinstance(kind, dict)),
+    ]  # one for all layers, or one for each kind
+    lengths = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(lengths, default=None)
+
+
+def _within_32_bits(seed: int) -> int:
+    """What torch's generator on the CPU takes of a seed: of a larger one it would take the lower bits alone, and 7 and 7 + 2**32
+    would give the same text."""
+    return seed if seed < 1 << 32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+def _in_steps(length: int) -> int:
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
+
+
+def _most(slots: Sequence[Slot]) -> int:
+    """Keys of each row that there must be room for in the end."""
+    return _in_steps(max(slot.most for slot in slots))
 
 
 def score(logits_BV: torch.Tensor, tokens: list[int], count: int) -> list[Scored]:

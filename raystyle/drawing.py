@@ -3,7 +3,7 @@
 A row's random numbers come from a generator of its own on the CPU and are turned into tokens by whole-number sums, so that
 neither the device nor the rows beside it have a say in what is drawn; what they may change is the rounding of the logits.
 
-B rows, T tokens, V vocabulary, K the likeliest few of it.
+B rows, V vocabulary, K the likeliest few of it, N blocks of C tokens.
 """
 
 import torch
@@ -14,14 +14,14 @@ WEIGHT_BITS, RANDOM_BITS = 30, 31
 # Top-p sets are mostly smaller than the first and nearly always than the second: to find so many of the likeliest costs a
 # fraction of a sort of the vocabulary.
 LIKELIEST = (128, 1024)
+BLOCK = 256
 
 
-def penalise(logits_BV: torch.Tensor, seen_BT: torch.Tensor, penalty_B: torch.Tensor) -> torch.Tensor:
+def penalise(logits_BV: torch.Tensor, seen_BV: torch.Tensor, penalty_B: torch.Tensor) -> torch.Tensor:
     """Logits with those of tokens already seen divided by the penalty, negative ones multiplied (Keskar et al. 2019)."""
-    seen_logits_BT = logits_BV.gather(1, seen_BT)
     penalty_B1 = penalty_B[:, None]
-    lowered_BT = torch.where(seen_logits_BT > 0, seen_logits_BT / penalty_B1, seen_logits_BT * penalty_B1)
-    return logits_BV.scatter(1, seen_BT, lowered_BT)
+    lowered_BV = torch.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
+    return torch.where(seen_BV, lowered_BV, logits_BV)
 
 
 def draw(
@@ -46,13 +46,24 @@ def draw(
         if top_k_B is not None and bool((top_k_B > 0).any()):
             weights_BV = _keep_top_k(weights_BV, top_k_B)
         least_B = _least_weight(weights_BV, top_p_B)
-        upto_BV = torch.where(weights_BV >= least_B[:, None], weights_BV, 0).cumsum(-1)
-        target_B = (random_B * upto_BV[:, -1]) >> RANDOM_BITS
-        drawn_B = torch.searchsorted(upto_BV, target_B[:, None], right=True)[:, 0]
-        # A row that is not finite leads past the end, and what is not in the vocabulary must never be looked up.
-        drawn_B = drawn_B.clamp(max=logits_BV.shape[1] - 1)
+        drawn_B = _at(torch.where(weights_BV >= least_B[:, None], weights_BV, 0), random_B)
         tokens_B = torch.where(temperature_B > 0, drawn_B, greedy_B)
     return torch.where(highest_B.isfinite(), tokens_B, -1)
+
+
+def _at(weights_BV: torch.Tensor, random_B: torch.Tensor) -> torch.Tensor:
+    """The first token whose cumulated weight is above the random number's share of all: by blocks, then within the one block,
+    for to cumulate a whole vocabulary takes as long as all the rest."""
+    vocabulary = weights_BV.shape[1]
+    blocks_BNC = torch.nn.functional.pad(weights_BV, (0, -vocabulary % BLOCK)).unflatten(1, (-1, BLOCK))
+    upto_BN = blocks_BNC.sum(-1, dtype=torch.int32).cumsum(-1)  # a row's weights are 2**30 together
+    target_B1 = (random_B * upto_BN[:, -1])[:, None] >> RANDOM_BITS
+    # A row that is not finite leads past the end, and what is not in the vocabulary must never be looked up.
+    block_B1 = torch.searchsorted(upto_BN, target_B1, right=True).clamp(max=upto_BN.shape[1] - 1)
+    inside_BC = blocks_BNC[torch.arange(len(block_B1), device=block_B1.device), block_B1[:, 0]].cumsum(-1)
+    before_B1 = upto_BN.gather(1, block_B1) - inside_BC[:, -1:]
+    place_B1 = torch.searchsorted(inside_BC, target_B1 - before_B1, right=True)
+    return (block_B1 * BLOCK + place_B1)[:, 0].clamp(max=vocabulary - 1)
 
 
 def _keep_top_k(weights_BV: torch.Tensor, top_k_B: torch.Tensor) -> torch.Tensor:

@@ -146,7 +146,29 @@ def auto_dtype(device: "torch.device") -> "torch.dtype":
     """bfloat16 where the device is a GPU that computes in it, else float32."""
     import torch
 
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    # Older GPUs emulate it, more slowly than they compute in fp32.
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def free_memory(device: "torch.device") -> int:
+    """Bytes that are free on a GPU, or for this process's machine or container."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
+        free += [int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:")]
+    # A container's limit, which is `max` where there is none; files that it has read make way.
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError),
+        open("/sys/fs/cgroup/memory.max") as limit,
+        open("/sys/fs/cgroup/memory.stat") as stat,
+    ):
+        used = dict(line.split() for line in stat)
+        free.append(int(limit.read()) - int(used["anon"]) - int(used["shmem"]))
+    return max(0, min(free))
 
 
 def laid_out(name: str, trust_remote_code: bool = False, attn_implementation: str | None = None) -> Any:

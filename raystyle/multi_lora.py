@@ -78,7 +78,8 @@ class _MultiLoraLinear(torch.nn.Module):
         scale = scale_B[:, None]
         if h.dim() == 3:
             is_mine, scale = is_mine[:, None], scale[:, None]
-        return torch.where(is_mine, h * scale, 0)
+        # Scaled in fp32 and rounded once, as where all rows are of one adapter.
+        return torch.where(is_mine, (h * scale).to(h.dtype), 0)
 
     def _lay_out(self, names: tuple[str, ...]) -> None:
         if self.laid_out == names:
@@ -101,6 +102,8 @@ class MultiLora:
         self.model = model
         self.choice = _Choice()
         self.ranks: dict[str, int] = {}
+        # As they were before any got a place for adapters: a module inside one of those is no layer of the base.
+        self.modules: dict[str, torch.nn.Module] = dict(model.named_modules())
         self.layers: dict[str, _MultiLoraLinear] = {}
 
     def load(self, name: str, directory: str) -> None:
@@ -130,12 +133,17 @@ class MultiLora:
                 layer.A_Ri = layer.B_oR = torch.empty(0)
 
     def choose(self, rows: Sequence[Row], fresh: int | None = None) -> None:
-        """Say whose the rows of the next forward pass are, in the batch's order, and how many tokens each has in it."""
+        """Say whose the rows of the next forward pass are, in the batch's order, and how many tokens each has in it.
+
+        Raises `ModelError` for an adapter that is not loaded: its row would be the base's without a word.
+        """
         wanted = [(None, 1.0) if row.adapter is None or row.scale == 0 else (row.adapter, row.scale) for row in rows]
         choice = self.choice
         choice.fresh = fresh
         choice.alone = choice.own_B = choice.scale_B = None
         distinct = set(wanted)
+        if unknown := {name for name, _ in distinct if name is not None} - self.ranks.keys():
+            raise ModelError(f"the adapter `{min(unknown)}` is not loaded")
         if distinct == {(None, 1.0)}:
             return
         if len(distinct) == 1:
@@ -148,16 +156,14 @@ class MultiLora:
             spare = [name for name in choice.adapters if name not in needed][: max(0, KEPT - len(needed))]
             choice.adapters = (*needed, *spare)
         numbers = {name: number for number, name in enumerate(choice.adapters)}
-        first = next(self.model.parameters())
-        choice.own_B = torch.tensor([-1 if n is None else numbers[n] for n, _ in wanted], device=first.device)
-        choice.scale_B = torch.tensor([scale for _, scale in wanted], dtype=first.dtype, device=first.device)
+        device = next(self.model.parameters()).device
+        choice.own_B = torch.tensor([-1 if n is None else numbers[n] for n, _ in wanted], device=device)
+        choice.scale_B = torch.tensor([scale for _, scale in wanted], dtype=torch.float32, device=device)
 
     def _pair(self, module: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Pair:
-        try:
-            layer = self.layers.get(module) or self.model.get_submodule(module)
-        except AttributeError:
-            raise ModelError(f"the adapter has tensors for `{module}`, which this base does not have") from None
-        linear = layer.base_layer if isinstance(layer, _MultiLoraLinear) else layer
+        linear = self.modules.get(module)
+        if linear is None:
+            raise ModelError(f"the adapter has tensors for `{module}`, which this base does not have")
         if not isinstance(linear, torch.nn.Linear):
             raise ModelError(
                 f"the adapter has tensors for `{module}`, which is no linear layer but a {type(linear).__name__}"
@@ -183,8 +189,10 @@ class MultiLora:
     def _layer(self, module: str) -> _MultiLoraLinear:
         if module not in self.layers:
             parent, _, last = module.rpartition(".")
-            layer = _MultiLoraLinear(self.model.get_submodule(module), self.choice)
-            setattr(self.model.get_submodule(parent), last, layer)
+            linear = self.modules[module]
+            assert isinstance(linear, torch.nn.Linear)
+            layer = _MultiLoraLinear(linear, self.choice)
+            setattr(self.modules[parent], last, layer)
             self.layers[module] = layer
         return self.layers[module]
 

@@ -22,7 +22,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -467,16 +467,26 @@ def upload(local_dir: str, uri: str) -> None:
 
 
 @contextmanager
-def local_copy(uri: str) -> Iterator[str]:
-    """A local directory holding what is at `uri`: itself where it is local, else a temporary download."""
+def local_copy(uri: str, names: Collection[str] = ()) -> Iterator[str]:
+    """A local directory holding what is at `uri`: itself where it is local, else a temporary download, of the files called
+    `names` where some are given.
+
+    Raises `StorageError` where an object's name has a part that is empty, `.` or `..`: as a path it could lead anywhere.
+    """
     if not is_remote(uri):
         yield absolute(uri)
         return
+    found = {file.uri[len(uri.rstrip("/")) + 1 :]: file.uri for file in list_files(uri, hidden=True)}
+    wanted = {name: source for name, source in found.items() if not names or name in names}
+    for name, source in wanted.items():
+        if {"", ".", ".."} & set(name.split("/")):
+            raise StorageError(
+                f"cannot download `{source}`: its name could lead out of the folder that it is copied to\n"
+                "hint: remove that object, or give it another name"
+            )
     with tempfile.TemporaryDirectory(prefix="raystyle-") as directory:
-        files = list_files(uri, hidden=True)
         with ThreadPoolExecutor(DOWNLOADS) as pool:
-            targets = (os.path.join(directory, file.uri[len(uri.rstrip("/")) + 1 :]) for file in files)
-            list(pool.map(_download, [file.uri for file in files], targets))
+            list(pool.map(_download, wanted.values(), (os.path.join(directory, name) for name in wanted)))
         yield directory
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
-from raystyle.decoding import Decoder
+from raystyle.decoding import Decoder, Slot
 from raystyle.errors import ModelError
 from raystyle.generation import Row, Sampling
 
@@ -158,6 +158,30 @@ def test_log_probabilities_are_the_models_own(llama):
         assert [value for _, value in item.top] == pytest.approx(best.values.tolist(), abs=1e-4)
 
 
+def test_large_seeds_are_more_than_their_lower_bits():
+    seeds = [7, -1, 2**32 - 1, 7 + 2**32, 7 + 2**33, 2**63 - 1]
+    drawn = [tuple(Slot(Row((5,), Sampling(seed=seed))).random) for seed in seeds]
+    assert len(set(drawn)) == len(seeds) - 1, "-1 is 2**32 - 1, as it was"
+    own = torch.Generator().manual_seed(7)
+    assert drawn[0] == tuple(torch.randint(2**31, (200,), generator=own).tolist())
+
+
+def test_each_row_gets_as_many_of_the_likeliest_as_it_asked_for(llama):
+    decoder = Decoder(llama, {2}, max_rows=4)
+    counts = [None, 0, 5, 2]
+    slots = [decoder.admit(greedy(4, 3, 7, logprobs=count)) for count in counts]
+    by_slot = {step.slot: step.scored for step in decoder.prefill()}
+    assert by_slot[slots[0]] is None
+    assert [len(by_slot[slot].top) for slot in slots[1:]] == counts[1:]
+    assert by_slot[slots[2]].top[:2] == by_slot[slots[3]].top
+
+
+def test_the_repetition_penalty_knows_prompt_and_text(llama):
+    row = Row(prompt(6), Sampling(max_new_tokens=60, temperature=0, repetition_penalty=1e6))
+    found = run(Decoder(llama, set(), max_rows=2), [row, greedy(3, 60, 1)])[0]
+    assert len({*row.prompt_ids, *found}) == len(set(row.prompt_ids)) + len(found)
+
+
 def test_a_row_whose_logits_are_not_finite_ends_alone(llama):
     decoder = Decoder(llama, {2}, max_rows=3)
     slots = [decoder.admit(greedy(4, 5, n)) for n in range(3)]
@@ -207,6 +231,35 @@ def test_after_an_error_in_the_model_the_next_row_starts_afresh(llama, monkeypat
     assert decoder.is_idle and run(decoder, [row]) == [alone(llama, row)]
 
 
+def test_prompts_that_fail_are_dropped_and_running_rows_go_on(llama, monkeypatch):
+    """Half-way, when some layers have the room that the new rows need and others do not."""
+    decoder = Decoder(llama, {2}, max_rows=8)
+    running = [decoder.admit(greedy(4 + n, 12, n)) for n in range(2)]
+    decoder.prefill()
+    last = decoder.cache.layers[-1]
+    bad = [decoder.admit(greedy(5, 12, 5)) for _ in range(5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(last, "update", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            decoder.prefill()
+    assert decoder.drop_prompts() == bad
+    assert decoder.place.capacity == (2, 256), "what all layers have"
+    late = greedy(6, 6, 3)
+    assert run(decoder, [late]) == [alone(llama, late)]
+    for slot in running:
+        assert slot.ids[len(slot.row.prompt_ids) :] == alone(llama, slot.row)
+
+
+def test_scored_prompts_take_little_at_a_time(llama, monkeypatch):
+    """Their logits are of the whole vocabulary."""
+    monkeypatch.setattr("raystyle.decoding.SCORED_TOKENS", 8)
+    passes = []
+    decoder = Decoder(llama, {2}, max_rows=4, choose=lambda rows, fresh: passes.append(len(rows) * fresh))
+    scored = [greedy(20, 1, 1, prompt_logprobs=True), greedy(4, 1, 2), greedy(4, 1, 3, prompt_logprobs=True)]
+    assert run(decoder, [*scored, greedy(20, 1, 4)]) == [alone(llama, row) for row in [*scored, greedy(20, 1, 4)]]
+    assert passes == [8, 8, 4, 8, 20]
+
+
 def test_no_new_tokens_means_none(llama):
     decoder = Decoder(llama, {2}, max_rows=1)
     decoder.admit(Row(prompt(4), Sampling(max_new_tokens=0), logprobs=0, prompt_logprobs=True))
@@ -215,13 +268,62 @@ def test_no_new_tokens_means_none(llama):
     assert len(step.slot.prompt_scored) == 4
 
 
-def test_room_is_kept_to_what_rows_may_come_to(llama):
+def test_room_is_kept_for_what_rows_have_come_to_and_not_for_what_they_ask(llama):
     decoder = Decoder(llama, {2}, max_rows=8)
-    run(decoder, [greedy(4, 4, n) for n in range(8)])
-    assert decoder.place.capacity_length == 256
-    assert decoder.place.capacity_rows == 8
+    asking = decoder.admit(greedy(4, 100_000))
+    run_some(decoder, 3)
+    assert decoder.place.capacity == (2, 256), "a quarter of the rows at once, and the rest as they come"
+    others = [decoder.admit(greedy(4, 9, n)) for n in range(7)]
+    run_some(decoder, 3)
+    assert decoder.place.capacity == (8, 256)
+    rooms = [layer.keys.data_ptr() for layer in decoder.cache.layers]
+    for slot in [asking, *others]:
+        decoder.drop(slot)
     run(decoder, [greedy(4, 4)])
-    assert decoder.place.capacity_rows == 1, "an idle decoder gives its memory back"
+    assert [layer.keys.data_ptr() for layer in decoder.cache.layers] == rooms, "kept where it is enough"
+
+
+def run_some(decoder: Decoder, steps: int) -> None:
+    for _ in range(steps):
+        decoder.prefill()
+        decoder.step()
+
+
+def test_room_grows_while_rows_run_and_they_are_what_they_are_alone(llama, monkeypatch):
+    monkeypatch.setattr("raystyle.decoding.LENGTH_STEP", 4)
+    rows = [greedy(length, new, seed) for seed, (length, new) in enumerate([(3, 40), (9, 5), (2, 30), (17, 25)])]
+    decoder = Decoder(llama, {2}, max_rows=4, prefill_tokens=6)
+    assert run(decoder, rows) == [alone(llama, row) for row in rows]
+    assert decoder.place.capacity[1] >= 42
+
+
+@pytest.mark.parametrize("more", [[], [(60, 20)], [(3, 200)]])
+def test_rows_wait_while_the_cache_has_no_room_for_what_they_may_come_to(llama, monkeypatch, more):
+    """And all get their turn, also one that has room alone only."""
+    monkeypatch.setattr("raystyle.decoding.LENGTH_STEP", 4)
+    shapes = [(3, 9), (14, 30), (1, 12), *more, (7, 7), (14, 3), (2, 40)]
+    rows = [greedy(length, min(new, 60), seed) for seed, (length, new) in enumerate(shapes)]
+    decoder = Decoder(llama, {2}, max_rows=6, prefill_tokens=10)
+    decoder.max_tokens = 100
+    most = 0
+    slots = [decoder.admit(row) for row in rows]
+    while not decoder.is_idle:
+        decoder.advance()
+        has_rows, has_length = decoder.place.capacity
+        assert has_rows * has_length <= 100
+        most = max(most, len(decoder.running))
+    assert most > 1
+    assert [slot.ids[len(slot.row.prompt_ids) :] for slot in slots] == [alone(llama, row) for row in rows]
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
+
+
+@pytest.mark.parametrize(("rope", "length"), [(LONGROPE, 16), ({"rope_type": "default", "rope_theta": 1e4}, None)])
+def test_where_rotary_embeddings_change_for_all_rows_at_once_is_known(rope, length):
+    config = CONFIG_MAPPING["phi3"](**SMALL, rope_parameters=dict(rope), original_max_position_embeddings=16)
+    decoder = Decoder(AutoModelForCausalLM.from_config(config).eval(), {2}, max_rows=2)
+    assert decoder.max_length == length
 
 
 def test_a_model_that_keeps_something_else_is_refused():

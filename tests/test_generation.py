@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import raystyle.generation
 from raystyle import models, tokens
-from raystyle.drawing import LIKELIEST, RANDOM_BITS, draw, penalise
+from raystyle.drawing import BLOCK, LIKELIEST, RANDOM_BITS, _at, draw, penalise
 from raystyle.errors import ModelError
 from raystyle.generation import Row, Sampling, generate, generate_all
 
@@ -191,6 +191,21 @@ def test_a_row_draws_the_same_whatever_stands_beside_it(seed, count):
     assert together.tolist() == torch.cat(alone).tolist()
 
 
+@pytest.mark.parametrize("vocabulary", [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 7])
+def test_a_number_s_token_is_found_by_blocks_as_by_one_sum(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    weights_BV = torch.randint(0, 3, (200, vocabulary), generator=generator, dtype=torch.int32)
+    weights_BV[torch.arange(200), torch.randint(vocabulary, (200,), generator=generator)] = (
+        2**20
+    )  # one is drawn at least
+    random_B = torch.randint(2**RANDOM_BITS, (200,), generator=generator)
+    random_B[:2] = torch.tensor([0, 2**RANDOM_BITS - 1])
+    upto_BV = weights_BV.cumsum(-1)
+    target_B = (random_B * upto_BV[:, -1]) >> RANDOM_BITS
+    expected_B = torch.searchsorted(upto_BV, target_B[:, None], right=True)[:, 0]
+    assert torch.equal(_at(weights_BV, random_B), expected_B)
+
+
 def test_greedy_and_drawn_rows_share_a_batch():
     logits_BV = torch.tensor([[0.0, 1.0, 0.9]] * 2)
     tokens = draw(logits_BV, torch.tensor([0.0, 1.0]), torch.ones(2), torch.tensor([2**RANDOM_BITS - 1] * 2))
@@ -202,7 +217,8 @@ def test_the_repetition_penalty_is_that_of_transformers():
 
     torch.manual_seed(0)
     logits_BV, seen_BT = torch.randn(2, 9), torch.tensor([[3, 3, 5], [0, 8, 1]])
-    found = penalise(logits_BV, seen_BT, torch.tensor([1.5, 1.0]))
+    seen_BV = torch.zeros(2, 9, dtype=torch.bool).scatter(1, seen_BT, True)
+    found = penalise(logits_BV, seen_BV, torch.tensor([1.5, 1.0]))
     assert torch.equal(found[:1], RepetitionPenaltyLogitsProcessor(1.5)(seen_BT[:1], logits_BV[:1]))
     assert torch.equal(found[1], logits_BV[1])
 

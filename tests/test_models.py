@@ -174,3 +174,12 @@ def test_a_scale_that_means_nothing_is_refused(tuned, scale):
 def test_a_model_without_an_adapter_cannot_be_scaled(tiny_model):
     with pytest.raises(ModelError, match="no LoRA"), models.scaled(models.load_base(str(tiny_model), dtype="auto"), 1):
         pass
+
+
+@pytest.mark.parametrize(("emulated", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_bfloat16_that_a_gpu_only_emulates_is_not_taken(monkeypatch, emulated, dtype):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: not emulated or including_emulation
+    )
+    assert models.auto_dtype(torch.device("cuda")) == dtype
+    assert models.auto_dtype(torch.device("cpu")) == torch.float32

@@ -128,6 +128,28 @@ def test_scales_are_a_rows_own(tiny_model, adapter_dirs):
 
 
 @torch.inference_mode()
+def test_in_16_bits_a_scale_is_rounded_no_more_beside_others_than_alone(tiny_model, adapter_dirs):
+    network, lora = mixed(tiny_model, adapter_dirs)
+    network.bfloat16()
+    layer = next(layer for layer in lora.layers.values() if "a" in layer.pairs)
+    layer._lay_out(("a",))
+    lora.choose(rows([("a", 0.3), (None, 1.0)]))
+    h = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = layer._mine(h)
+    assert found.dtype == torch.bfloat16 and torch.equal(found[0], h[0] * 0.3)
+
+
+@pytest.mark.parametrize("wanted", [[("a", 1.0)], [("a", 1.0), ("b", 1.0)], [("a", 0.5), (None, 1.0)]])
+def test_a_row_of_an_adapter_that_is_not_loaded_is_refused_and_not_the_base(tiny_model, adapter_dirs, wanted):
+    _, lora = mixed(tiny_model, adapter_dirs)
+    lora.choose(rows([("a", 1.0), ("b", 1.0)]))
+    lora.unload("a")
+    with pytest.raises(ModelError, match="`a` is not loaded"):
+        lora.choose(rows(wanted))
+    lora.choose(rows([("a", 0.0), ("b", 1.0)]))
+
+
+@torch.inference_mode()
 def test_an_unloaded_adapter_leaves_nothing_behind_and_its_name_may_come_back(tiny_model, adapter_dirs):
     network, lora = mixed(tiny_model, adapter_dirs)
     lora.choose(rows([("a", 1.0), ("b", 1.0)]))
@@ -172,6 +194,7 @@ def changed(source: str, target: Path, change) -> str:
     ("change", "message"),
     [
         (lambda t: {n.replace("layers.1.", "layers.7."): v for n, v in t.items()}, "this base does not have"),
+        (lambda t: {n.replace("_proj.", "_proj.base_layer."): v for n, v in t.items()}, "this base does not have"),
         (lambda t: {n.replace("self_attn.q_proj", "input_layernorm"): v for n, v in t.items()}, "no linear layer"),
         (lambda t: dict(list(t.items())[1:]), "one half of the pair"),
         (lambda t: {n: v[:, :-1].contiguous() if "lora_A" in n else v for n, v in t.items()}, "its layer is"),
@@ -180,7 +203,17 @@ def changed(source: str, target: Path, change) -> str:
         (lambda t: {n: v.double() * 1e39 for n, v in t.items()}, "not finite in the base's precision"),
         (lambda t: {n: v * 0 + 3e38 if "lora_B" in n else v for n, v in t.items()}, "or once scaled"),
     ],
-    ids=["no such module", "not linear", "half", "shape", "other tensor", "empty", "precision", "scaled"],
+    ids=[
+        "no such module",
+        "inside a layer",
+        "not linear",
+        "half",
+        "shape",
+        "other tensor",
+        "empty",
+        "precision",
+        "scaled",
+    ],
 )
 def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
     tiny_model, adapter_dirs, tmp_path, change, message
@@ -191,8 +224,8 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
         lora.load("new", changed(adapter_dirs["a"], tmp_path / "new", change))
     assert set(lora.ranks) == before
     assert not any("new" in layer.pairs for layer in lora.layers.values())
-    lora.choose(rows([("a", 1.0)]))
-    network(input_ids=IDS[:1])
+    lora.choose(rows([("a", 1.0), ("b", 1.0), (None, 1.0)]))
+    network(input_ids=IDS[:3])
 
 
 def test_a_layer_that_sees_only_some_tokens_is_refused(tiny_model, adapter_dirs):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,35 @@ def test_s3_round_trip(bucket: str) -> None:
         assert sorted(os.listdir(folder)) == ["b.json", "c.txt"]
     storage.delete(f"{bucket}/a")
     assert not storage.exists(f"{bucket}/a/b.json")
+
+
+def test_a_local_copy_may_be_of_some_files_only(bucket: str) -> None:
+    for name in ("a.json", "b.bin", "deep/a.json"):
+        storage.write_bytes(f"{bucket}/in/{name}", b"1")
+    with storage.local_copy(f"{bucket}/in", ("a.json", "other")) as folder:
+        assert os.listdir(folder) == ["a.json"]
+
+
+@pytest.mark.parametrize("name", ["x/../../evil", "../evil", "x/./evil", "/evil"])
+def test_a_local_copy_never_writes_outside_its_folder(
+    s3_server: str, bucket: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    storage.write_bytes(f"{bucket}/run/good", b"1")
+    key = f"run/{name}".replace("/", "%2F").replace(
+        ".", "%2E"
+    )  # as a client may send it that writes what pyarrow does not
+    request = urllib.request.Request(f"{s3_server}/{bucket[5:]}/{key}", b"evil", method="PUT")
+    urllib.request.urlopen(request, timeout=10).close()
+    assert f"{bucket}/run/{name}" in [file.uri for file in storage.list_files(f"{bucket}/run", hidden=True)]
+    with (
+        pytest.raises(StorageError, match=r"its name could lead out of the folder.*\nhint: "),
+        storage.local_copy(f"{bucket}/run"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+    with storage.local_copy(f"{bucket}/run", ("good",)) as folder:
+        assert os.listdir(folder) == ["good"]
 
 
 def test_s3_publishes_nothing_that_was_abandoned(bucket: str) -> None:

@@ -371,7 +371,16 @@ def test_adapters_that_come_and_go_change_no_running_row(running: Running, tmp_p
     in_time(running, scenario)
 
 
-UNFIT = ["narrow base", "wide base", "deep base", "other names", "half a pair", "no tensors", "cut short"]
+UNFIT = [
+    "narrow base",
+    "wide base",
+    "deep base",
+    "other names",
+    "inside a layer",
+    "half a pair",
+    "no tensors",
+    "cut short",
+]
 
 
 @pytest.mark.parametrize("fault", UNFIT)
@@ -404,6 +413,8 @@ def spoil(running: Running, directory: Path, fault: str) -> Path:
         return found
     if fault == "other names":
         tensors = {name.replace("q_proj", "query_key_value"): tensor for name, tensor in tensors.items()}
+    if fault == "inside a layer":  # as PEFT and multi_lora call what they wrap
+        tensors = {name.replace("q_proj", "q_proj.base_layer"): tensor for name, tensor in tensors.items()}
     if fault == "half a pair":
         tensors.pop(next(name for name in tensors if "lora_A" in name))
     if fault == "no tensors":

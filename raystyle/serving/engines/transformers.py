@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from raystyle.errors import ModelError
+from raystyle.errors import ConfigError, ModelError
 from raystyle.generation import Row, Sampling, Scored
 from raystyle.serving.contract import LEAST_EFFECT, LEAST_EFFECT_16_BITS, FinishReason, Tokens
 from raystyle.serving.errors import RequestError
@@ -21,6 +21,9 @@ from raystyle.serving.errors import RequestError
 LOG = logging.getLogger(__name__)
 # How many tokens of prompts are computed while running rows wait: a fraction of a second on either.
 PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU = 512, 8192
+# How much of the memory that is free beside the model keys and values may take: the rest is for adapters and a pass's own, and
+# on a CPU for others.
+CACHE_SHARE = {"cuda": 0.8, "cpu": 0.5}
 # After so many failures in a row it is not the requests: a CUDA device that has failed once, for one, stays unusable.
 MAX_FAILURES = 3
 
@@ -47,7 +50,10 @@ class _Stream:
 
 
 class TransformersEngine:
-    """`contract.Engine` on a model of transformers. Loads the model when made; raises `ModelError`."""
+    """`contract.Engine` on a model of transformers. Loads the model when made.
+
+    Raises `ModelError` for a model that it cannot run, and `ConfigError` where a GPU is asked for and there is none.
+    """
 
     name = "transformers"
     can_scale = True
@@ -68,6 +74,11 @@ class TransformersEngine:
         from raystyle.decoding import Decoder
 
         device = torch.device("cpu") if use_gpu is False else models.auto_device()
+        if use_gpu and device.type == "cpu":
+            raise ConfigError(
+                "`use_gpu` is true, and torch finds no GPU that it can use in the model's process\n"
+                "hint: `--use_gpu false`, or a driver and a build of torch that fit each other (`raystyle doctor`)"
+            )
         dtype = models.auto_dtype(device)
         self.least_effect = LEAST_EFFECT if dtype == torch.float32 else LEAST_EFFECT_16_BITS
         base = models.load_base(model, dtype=dtype, attn_implementation=None, trust_remote_code=trust_remote_code)
@@ -83,11 +94,13 @@ class TransformersEngine:
             prefill_tokens=PREFILL_TOKENS_GPU if device.type == "cuda" else PREFILL_TOKENS_CPU,
             choose=self.lora.choose,
         )
+        self.max_length = min(self.max_length, self.decoder.max_length or self.max_length)
         self._rehearse()
+        self._share_memory(models.free_memory(device), CACHE_SHARE[device.type])
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[Any, _Stream] = {}
         self._loaded: set[str] = set()
-        self._closing = False
+        self._closing = self._has_ended = False
         self._failures = 0  # of the model, one after another
         self._thread = threading.Thread(target=self._run, name="raystyle-model", daemon=True)
         self._thread.start()
@@ -106,6 +119,15 @@ class TransformersEngine:
                 "hint: `--engine vllm`, or merge the adapter by `raystyle export` and serve that elsewhere"
             ) from error
 
+    def _share_memory(self, free: int, share: float) -> None:
+        tokens = int(free * share / self.decoder.bytes_per_token)
+        if tokens < self.max_length:
+            raise ModelError(
+                f"{share:.0%} of the free memory ({free / 1e9:.1f} GB) hold the keys and values of {tokens} tokens, and `max_length` "
+                f"lets a row have {self.max_length}\nhint: `--max_length {tokens}`, or a device with more memory"
+            )
+        self.decoder.max_tokens = tokens
+
     # ── what others call, on their event loop ──
 
     async def load(self, digest: str, directory: str) -> None:
@@ -118,12 +140,12 @@ class TransformersEngine:
 
     async def unload(self, digest: str) -> None:
         self._loaded.discard(digest)
-        await self._on_thread(lambda: self.lora.unload(digest))
+        await self._on_thread(lambda: self._unload(digest))
 
     async def generate(self, row: Row) -> AsyncGenerator[Tokens, None]:
         self._check_row(row)
         stream = _Stream(row)
-        self._asked.put(lambda: self._admit(stream))
+        self._ask(lambda: self._admit(stream))
         try:
             while True:
                 await stream.ready.wait()
@@ -151,7 +173,7 @@ class TransformersEngine:
 
     async def close(self) -> None:
         self._closing = True
-        self._asked.put(lambda: None)
+        self._asked.put(lambda: None)  # wakes it
         await asyncio.to_thread(self._thread.join, 30)
 
     def _check_row(self, row: Row) -> None:
@@ -166,7 +188,13 @@ class TransformersEngine:
                 f"ones are more than {self.max_length}",
             )
         if row.adapter is not None and row.adapter not in self._loaded:
-            raise RequestError("unavailable", "the adapter is not loaded any more")
+            raise _not_loaded()
+
+    def _ask(self, work: Callable[[], None]) -> None:
+        """Let the model's thread do something, which it does to its end; after that there is nobody to wait for."""
+        self._asked.put(work)
+        if self._has_ended:
+            raise _has_ended()
 
     async def _on_thread(self, work: Callable[[], None]) -> None:
         loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
@@ -183,24 +211,31 @@ class TransformersEngine:
             else:
                 loop.call_soon_threadsafe(settle, None)
 
-        self._asked.put(run)
+        self._ask(run)
         await done
 
     # ── the model's thread ──
 
     def _run(self) -> None:
-        while not self._closing:
-            try:
+        decoder = self.decoder
+        try:
+            while not self._closing:
                 self._answer()
-                for advance in (self.decoder.prefill, self.decoder.step):
-                    steps = advance()
-                    self._failures = 0 if steps else self._failures
-                    self._deliver(steps)
-            except Exception as error:
-                # Nobody knows what the cache holds now: every row ends here, and the next one starts afresh.
-                LOG.exception("the model failed")
-                self._failures += 1
-                self._fail(error)
+                # A prefill touches no running row. What a step that failed has left behind nobody knows: every row ends.
+                for advance, forget in ((decoder.prefill, decoder.drop_prompts), (decoder.step, decoder.clear)):
+                    try:
+                        steps = advance()
+                    except Exception as error:
+                        self._fail(error, forget())
+                    else:
+                        self._failures = 0 if steps else self._failures
+                        self._deliver(steps)
+        finally:
+            self._has_ended = True
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._asked.get_nowait()()
+            self._post([(stream, None, _has_ended()) for stream in self._streams.values()])
 
     def _answer(self) -> None:
         """Do what was asked; wait for it where there is nothing else to do."""
@@ -212,10 +247,23 @@ class TransformersEngine:
 
     def _admit(self, stream: _Stream) -> None:
         if stream.row.adapter is not None and stream.row.adapter not in self.lora.ranks:
-            self._post([(stream, None, RequestError("unavailable", "the adapter is not loaded any more"))])
+            self._post([(stream, None, _not_loaded())])
             return
-        stream.slot = self.decoder.admit(stream.row)
+        try:
+            stream.slot = self.decoder.admit(stream.row)
+        except Exception:
+            LOG.exception("a row could not be admitted")
+            self._post([(stream, None, RequestError("internal_error", "the row could not be admitted"))])
+            return
         self._streams[stream.slot] = stream
+
+    def _unload(self, digest: str) -> None:
+        # Who unloads sees to it that none of its rows runs; one that does could only go on as something else.
+        left = [stream for stream in self._streams.values() if stream.row.adapter == digest]
+        for stream in left:
+            self._drop(stream)
+        self._post([(stream, None, _not_loaded()) for stream in left])
+        self.lora.unload(digest)
 
     def _drop(self, stream: _Stream) -> None:
         if self._streams.pop(stream.slot, None) is not None:
@@ -232,11 +280,20 @@ class TransformersEngine:
             found.append((stream, step, ModelError(step.error) if step.error else None))
         self._post(found)
 
-    def _fail(self, error: Exception) -> None:
-        self.decoder.clear()
-        failed, self._streams = list(self._streams.values()), {}
-        reason = error if isinstance(error, ModelError) else RequestError("internal_error", "the model failed")
-        self._post([(stream, None, reason) for stream in failed])
+    def _fail(self, error: Exception, slots: Sequence[Any]) -> None:
+        import torch
+
+        LOG.error("the model failed", exc_info=error)
+        reason = RequestError("internal_error", str(error) if isinstance(error, ModelError) else "the model failed")
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            reason = RequestError("unavailable", "the memory is too small for this beside what runs now")
+        elif not isinstance(error, ModelError):  # which speaks of an adapter
+            self._failures += 1
+        failed = [self._streams.pop(slot) for slot in slots if slot in self._streams]
+        # Who tries an adapter out wants the `ModelError`; to a row with a strength of its own it would be that one's fault.
+        is_told = isinstance(error, ModelError)
+        self._post([(stream, None, error if is_told and stream.row.scale == 1 else reason) for stream in failed])
 
     def _post(self, found: list[tuple[_Stream, Any, Exception | None]]) -> None:
         """Hand what rows gained to their readers: one call into each event loop, whatever their number."""
@@ -246,6 +303,14 @@ class TransformersEngine:
         for loop, entries in by_loop.items():
             with contextlib.suppress(RuntimeError):  # the loop has been closed, and nobody reads any more
                 loop.call_soon_threadsafe(_hand_over, entries)
+
+
+def _not_loaded() -> RequestError:
+    return RequestError("unavailable", "the adapter is not loaded any more")
+
+
+def _has_ended() -> RequestError:
+    return RequestError("unavailable", "the model runs no more")
 
 
 def _hand_over(entries: list[tuple[_Stream, Any, Exception | None]]) -> None:
