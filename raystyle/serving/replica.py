@@ -30,7 +30,7 @@ CANARY_TOKENS = 48
 # Seconds for which a digest that lost its name stays loaded: who has just seen it in a listing may ask for it still.
 NAMELESS_S = MAX_AGE_S + 1.0
 # Seconds between two messages of a generation, for each that runs and on one core. A message costs the processes between here
-# and the client some 5 ms of a core (bench/serve.py), so that those of all generations take at most a third of the machine.
+# and the client some 2 ms of a core (bench/serve.py), so that those of all generations take at most an eighth of the machine.
 SHARED_PACE_S = 0.016
 CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
 
