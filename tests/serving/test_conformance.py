@@ -58,7 +58,7 @@ def test_each_adapter_and_the_base_say_something_else(running: Running) -> None:
 
 
 def test_mixed_rows_are_what_they_are_alone(running: Running) -> None:
-    rows = mixed(20)  # more than there are places for
+    rows = mixed(32)  # twice as many as there are places for
     together = running.complete(*rows)
     for asked, found in zip(rows, together, strict=True):
         assert found.ids == running.reference.greedy(asked)
