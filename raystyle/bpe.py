@@ -53,16 +53,17 @@ def encoder(backend: Any) -> Encoder | None:
     model, pattern = content["model"], _pattern(content["pre_tokenizer"])
     if pattern not in PATTERNS or not _is_plain(model) or not BYTE_OF.keys() <= model["vocab"].keys():
         return None
-    added = {token["content"]: token["special"] for token in content["added_tokens"]}
-    ids = _ids(model, added.keys())
-    if ids is None:
+    ids = _ids(model)
+    # Special tokens are text. Others are looked for as the normalizer spells them.
+    others = [token["content"] for token in content["added_tokens"] if not token["special"]]
+    normalizer = backend.normalizer
+    if ids is None or (normalizer and any(normalizer.normalize_str(token) != token for token in others)):
         return None
     import tiktoken
 
     spelled = {bytes(BYTE_OF[letter] for letter in token): id_ for token, id_ in ids.items()}
     encoding = tiktoken.Encoding("", pat_str=pattern, mergeable_ranks=spelled, special_tokens={})
-    others = "|".join(re.escape(token) for token, is_special in added.items() if not is_special)
-    return Encoder(encoding, re.compile(others) if others else None)
+    return Encoder(encoding, re.compile("|".join(map(re.escape, others))) if others else None)
 
 
 def _pattern(pre_tokenizer: Any) -> str | None:
@@ -86,7 +87,7 @@ def _is_plain(model: dict[str, Any]) -> bool:
     return model["type"] == "BPE" and not any(model.get(option) for option in options)
 
 
-def _ids(model: dict[str, Any], added: Any) -> dict[str, int] | None:
+def _ids(model: dict[str, Any]) -> dict[str, int] | None:
     """The tokens that pieces of text become, or None where tiktoken would make others of them."""
     from tokenizers import models
 
@@ -99,10 +100,8 @@ def _ids(model: dict[str, Any], added: Any) -> dict[str, int] | None:
     whole_pieces = bool(model.get("ignore_merges"))
     merging = models.BPE(vocabulary, pairs)
     found = {letter: vocabulary[letter] for letter in BYTE_OF}
-    candidates = vocabulary.keys() - added if whole_pieces else dict.fromkeys(made)
+    candidates = {token for token in (vocabulary if whole_pieces else made) if BYTE_OF.keys() >= set(token)}
     for token in candidates - found.keys():
-        if not BYTE_OF.keys() >= set(token):
-            return None
         parts = len(merging.tokenize(token))
         if parts == 1 or (parts > 2 and whole_pieces):
             found[token] = vocabulary[token]

@@ -168,3 +168,26 @@ def test_added_tokens_that_are_not_special_are_the_tokenizers_to_find() -> None:
     encoder = bpe.encoder(tokenizer)
     assert encoder is not None
     assert encoder.knows("他说<eos>") and not encoder.knows("他想<think>")
+
+
+def test_added_tokens_that_the_normalizer_spells_otherwise() -> None:
+    from tokenizers import AddedToken, normalizers
+
+    tokenizer = core(bpe.QWEN2, [])
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_tokens([AddedToken("<think>", special=False)])
+    assert bpe.encoder(tokenizer) is not None
+    tokenizer.add_tokens([AddedToken("e\u0301", special=False)])
+    assert bpe.encoder(tokenizer) is None
+
+
+def test_a_special_token_that_a_piece_may_be() -> None:
+    """Where special tokens are text, a piece that reads as one is still a token of the vocabulary."""
+    for merges, extra in (([("a", "b")], ()), ([], ("pad",))):
+        tokenizer = core(bpe.QWEN2, merges, extra, ignore_merges=True)
+        tokenizer.add_special_tokens(["ab" if merges else "pad"])
+        tokenizer.encode_special_tokens = True
+        encoder = bpe.encoder(tokenizer)
+        assert encoder is not None
+        for text in ("ab xab", "pad xpad", "abpad"):
+            assert encoder.ids(text).tolist() == own(tokenizer, text)

@@ -18,7 +18,7 @@ def report() -> dict[str, Any]:
             ones = torch.ones(64, 64, device="cuda")
             if float((ones @ ones).sum()) != 64.0**3:
                 told["cuda_error"] = "a product of matrices on the GPU is wrong"
-            told["bf16"] = torch.cuda.is_bf16_supported()
+            told["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
             told["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
         except Exception as error:
             told["cuda_error"] = _line(error)

@@ -37,9 +37,15 @@ SAY_EVERY_S = 60.0
 SERVE_MAX_ONGOING = 10_000
 # For Serve's proxy: what comes back from the ingress goes by gRPC, as `HandleBackend` asks of the replicas. Ray's actor calls,
 # which are the default, make an object of each message: twice the CPU time a message, between all processes (bench/serve.py).
-PROXY_VARIABLES = {"RAY_SERVE_PROXY_USE_GRPC": "1"}
+# A message may be as large as gRPC can tell; 4 MB, where nothing is said, are a prompt's log-probabilities.
+_ANY_SIZE = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1)}
+PROXY_VARIABLES = {"RAY_SERVE_PROXY_USE_GRPC": "1", **_ANY_SIZE}
 # For replicas: their requests in the loop that Serve's own messages are in, not in another thread's.
-REPLICA_VARIABLES = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+REPLICA_VARIABLES = {
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    **_ANY_SIZE,
+}
 
 
 class Model:
@@ -149,6 +155,7 @@ class HandleBackend:
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
     """What happens to a replica, as an error that a client can be told."""
+    from grpc.aio import AioRpcError
     from ray.exceptions import RayActorError, RayTaskError
     from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
@@ -159,7 +166,7 @@ def _explained() -> Iterator[None]:
         if isinstance(cause, RaystyleError):
             raise cause from None
         raise
-    except (RayActorError, DeploymentUnavailableError, RayServeException) as error:
+    except (AioRpcError, RayActorError, DeploymentUnavailableError, RayServeException) as error:
         logging.getLogger(__name__).warning("a copy of the model was lost: %s", " ".join(str(error).split())[:300])
         raise RequestError(
             "unavailable", "the copy of the model that worked on this was lost; ask again", retry_after_s=2.0
@@ -354,18 +361,20 @@ def _told_of_waiting(say: Callable[[str], None]) -> Iterator[None]:
 
     def watch() -> None:
         while not is_over.wait(SAY_EVERY_S):
-            applications = ray_serve.status().applications
+            try:
+                applications = ray_serve.status().applications
+            except Exception as error:  # `_start` hears of it too, and says what it means
+                say(f"waiting  for Ray Serve: {' '.join(str(error).split())[:300]}")
+                continue
             deployments = applications[NAME].deployments.values() if NAME in applications else ()
             reasons = [" ".join(deployment.message.split())[:500] for deployment in deployments if deployment.message]
             say("waiting  " + (" ".join(reasons) or "for the model to start"))
 
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         is_over.set()
-        watching.join()
 
 
 def _start(application: Any) -> Any:

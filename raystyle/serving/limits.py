@@ -94,7 +94,8 @@ class Admission:
                 return True
         self.is_over = True
         for wait in self._waits:
-            wait.reschedule(0.0)
+            if not wait.expired():
+                wait.reschedule(0.0)
         with suppress(TimeoutError):  # one that does not read its answer is not waited for
             async with asyncio.timeout(LAST_WORDS_S):
                 await self._is_idle.wait()

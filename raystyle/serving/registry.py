@@ -141,7 +141,7 @@ class Registry:
         """Try this digest again later, and later each time. Until then it is listed as refused."""
         with self._lock:
             count, _ = self._put_off.get(candidate.digest, (0, 0.0))
-            wait_s = min(RETRY_S * 2**count, LONGEST_RETRY_S)
+            wait_s = min(RETRY_S * 2 ** min(count, 20), LONGEST_RETRY_S)
             self._put_off[candidate.digest] = count + 1, time.monotonic() + wait_s
 
     def refuse(self, candidate: Candidate, reason: str) -> None:

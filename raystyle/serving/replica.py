@@ -39,6 +39,7 @@ class Replica:
     """Make one with `await Replica.start(config)`."""
 
     def __init__(self, config: ServeConfig, tokenizer: Any) -> None:
+        linears = models.linears(models.laid_out(config.model_name_or_path, config.trust_remote_code))
         self.config, self.tokenizer = config, tokenizer
         self.engine: Engine
         self.scratch = Scratch()
@@ -47,7 +48,7 @@ class Replica:
             self.scratch.path,
             base_identity=models.identity(config.model_name_or_path),
             tokenizer_digest=tokens.tokenizer_digest(tokenizer),
-            linears=models.linears(models.laid_out(config.model_name_or_path, config.trust_remote_code)),
+            linears=linears,
             allow_unverified_base=config.allow_unverified_base,
             max_adapters=config.max_adapters,
         )
@@ -64,7 +65,7 @@ class Replica:
         """Load the base, then the adapters that are there, and look for new ones from then on. Raises `ModelError`."""
         name = config.tokenizer_name_or_path or config.model_name_or_path
         tokenizer = await asyncio.to_thread(tokens.load_tokenizer, name, config.trust_remote_code)
-        replica = cls(config, tokenizer)
+        replica = await asyncio.to_thread(cls, config, tokenizer)
         try:
             candidates = await asyncio.to_thread(replica.registry.look)
             replica.engine = await asyncio.to_thread(_engine, config, [candidate.directory for candidate in candidates])

@@ -143,6 +143,15 @@ def test_a_stream_is_what_an_answer_is(server):
     assert texts == [choice["text"] for choice in whole["choices"]]
 
 
+def test_an_answer_of_many_megabytes_arrives(server):
+    """The processes in between speak gRPC, which by itself takes four."""
+    asked = completion(prompt=PROMPT * 500, max_tokens=1, echo=True, logprobs=5, n=16)
+    answer = server.post("/v1/completions", asked)
+    assert answer.status_code == 200, answer.text[:500]
+    assert len(answer.content) > 5_000_000
+    assert len({len(choice["logprobs"]["tokens"]) for choice in answer.json()["choices"]}) == 1
+
+
 def test_adapters_come_change_and_go_while_it_runs(server, adapters_dir, model, tmp_path):
     def ids() -> list[str]:
         return [card["id"] for card in server.get("/v1/models")["data"]]

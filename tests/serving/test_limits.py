@@ -96,6 +96,31 @@ def test_an_idle_server_is_drained_at_once_and_takes_no_more():
         pass
 
 
+def test_a_drain_tells_all_though_one_is_just_giving_up():
+    """Its deadline has passed, and what it cleans up takes a while: such a wait can no longer be brought forward."""
+
+    async def waits(admission: Admission, seconds: float, cleaning_s: float) -> bool:
+        with admission.admitted(1):
+            try:
+                async with admission.waiting_until(asyncio.get_running_loop().time() + seconds):
+                    try:
+                        await asyncio.sleep(60)
+                    finally:
+                        await asyncio.sleep(cleaning_s)
+            except TimeoutError:
+                return admission.is_over
+        raise AssertionError
+
+    async def scenario() -> list[bool]:
+        admission = Admission(4)
+        running = [asyncio.create_task(waits(admission, *times)) for times in ((0.05, 0.3), (60, 0))]
+        await asyncio.sleep(0)
+        assert not await admission.drain(0.15)
+        return await asyncio.gather(*running)
+
+    assert asyncio.run(scenario()) == [True, True]
+
+
 def test_keys_have_rates_of_their_own():
     rates = Rates(ServeConfig(model_name_or_path="base", requests_per_minute=1))
     rates.take_request("li")

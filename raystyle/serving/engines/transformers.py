@@ -204,12 +204,13 @@ class TransformersEngine:
                 done.set_result(None) if error is None else done.set_exception(error)
 
         def run() -> None:
+            failed: Exception | None = None
             try:
                 work()
             except Exception as error:
-                loop.call_soon_threadsafe(settle, error)
-            else:
-                loop.call_soon_threadsafe(settle, None)
+                failed = error
+            with contextlib.suppress(RuntimeError):  # a loop that has been closed
+                loop.call_soon_threadsafe(settle, failed)
 
         self._ask(run)
         await done
