@@ -150,7 +150,9 @@ def test_a_job_serves_until_it_is_stopped(cluster, nothing_served, tiny_model, t
     )
     assert started.returncode == 0, started.stdout + started.stderr
     assert models_of(url) == ["base", "style"]
-    drivers = [process for process in psutil.process_iter() if f"--port {port}" in " ".join(process.cmdline())]
+    # A process that has just ended has no command line.
+    everyone = psutil.process_iter(["cmdline"])
+    drivers = [process for process in everyone if f"--port {port}" in " ".join(process.info["cmdline"] or ())]
     assert drivers
     asked = {"model": "style", "prompt": "天", "max_tokens": 490, "n": 16, "temperature": 0, "stream": True}
     running = httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=300)
