@@ -21,6 +21,7 @@ def config(tiny_model, prepared, output, *rates):
     return flags.parse(SweepConfig, [*words, "--learning_rates", *rates])
 
 
+@pytest.mark.slow
 def test_a_good_rate_and_one_at_which_training_diverges(ray_local, tiny_model, tiny_prepared, tmp_path):
     said = []
     records = pipeline.sweep(config(tiny_model, tiny_prepared, tmp_path / "s", "1e30", "1e-2"), said.append)
