@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from raystyle import tensors
+from raystyle import container, tensors
 from raystyle.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -155,20 +155,7 @@ def free_memory(device: "torch.device") -> int:
     """Bytes that are free on a GPU, or for this process's machine or container."""
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
-        free += [int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:")]
-    # A container's limit, which is `max` where there is none; files that it has read make way.
-    with (
-        contextlib.suppress(OSError, ValueError, KeyError),
-        open("/sys/fs/cgroup/memory.max") as limit,
-        open("/sys/fs/cgroup/memory.stat") as stat,
-    ):
-        used = dict(line.split() for line in stat)
-        free.append(int(limit.read()) - int(used["anon"]) - int(used["shmem"]))
-    return max(0, min(free))
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else container.free_memory()
 
 
 def laid_out(name: str, trust_remote_code: bool = False, attn_implementation: str | None = None) -> Any:

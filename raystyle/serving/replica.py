@@ -8,11 +8,10 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import os
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from raystyle import adapters, models, storage, tokens
+from raystyle import adapters, container, models, storage, tokens
 from raystyle.config import ServeConfig, TrainConfig
 from raystyle.errors import ModelError, RaystyleError
 from raystyle.generation import Row, Sampling, encode
@@ -32,7 +31,6 @@ NAMELESS_S = MAX_AGE_S + 1.0
 # Seconds between two messages of a generation, for each that runs and on one core. A message costs the processes between here
 # and the client some 2 ms of a core (bench/serve.py), so that those of all generations take at most an eighth of the machine.
 SHARED_PACE_S = 0.016
-CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
 
 
 class Replica:
@@ -54,7 +52,7 @@ class Replica:
         )
         self.effects: dict[str, float] = {}  # of the digests that the engine holds
         self.running = 0  # generations
-        self.cores = _cores()
+        self.cores = container.cores()
         self._looking = asyncio.Lock()
         self._looks: set[asyncio.Task[None]] = set()
         self._next_look: asyncio.Task[None] | None = None  # it waits for the one that is going on
@@ -309,16 +307,6 @@ class Replica:
     def check(self) -> None:
         """Raises where the engine can serve no more."""
         self.engine.check()
-
-
-def _cores() -> float:
-    """The CPU cores that this process may use: in a container fewer than the machine has."""
-    cores = float(len(os.sched_getaffinity(0)))
-    with contextlib.suppress(OSError, ValueError):
-        with open(CPU_QUOTA) as file:  # microseconds, or `max`, of so many
-            quota, period = file.read().split()
-        cores = min(cores, int(quota) / int(period))
-    return cores
 
 
 def _engine(config: ServeConfig, adapters_there: Sequence[str]) -> Engine:

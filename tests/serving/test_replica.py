@@ -463,15 +463,6 @@ def test_ends_are_those_of_the_tokenizer_that_is_named(tiny_model, tokenizer_dir
     asyncio.run(main())
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch, tmp_path):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 7})
-    monkeypatch.setattr(module, "CPU_QUOTA", str(tmp_path / "cpu.max"))
-    for quota, cores in ((None, 3), ("max 100000\n", 3), ("150000 100000\n", 1.5), ("800000 100000\n", 3)):
-        if quota:
-            (tmp_path / "cpu.max").write_text(quota)
-        assert module._cores() == cores
-
-
 def test_nothing_is_left_behind_where_the_start_fails(tiny_model, folder, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("raystyle.serving.replica._engine", lambda *_: 1 / 0)
