@@ -16,7 +16,7 @@ from raystyle.config import PrepareConfig
 from raystyle.corpus.manifest import read_manifest
 from raystyle.corpus.prepare import prepare
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SETTINGS = {"max_seq_length": 64, "segment_length": 16, "heldout_fraction": 0.2}
 

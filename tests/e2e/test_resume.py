@@ -127,6 +127,7 @@ def test_a_second_run_at_once_is_refused(corpus: Path, tmp_path: Path, tokenizer
     assert sorted(path.name for path in output.rglob("*")) == ["_work", "lock"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_so_and_the_next_run_continues(
     corpus: Path, tmp_path: Path, tokenizer_dir: str, expected: dict[str, str]
 ) -> None:
