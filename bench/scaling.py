@@ -176,13 +176,14 @@ def start_up(folder: Path, model: Path, rows: Path) -> dict[str, float]:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        marks = {"plan": "steps", "proof": "isolation of documents proved", "first step": "/2.00", "end": "adapter  "}
+        # The beginning of a line: the job's own words, which hold `steps` too, come first.
+        marks = {"plan": "  steps ", "proof": "isolation of documents proved", "first step": "train:", "end": "adapter  "}
         assert job.stdout is not None
         said = []
         for line in job.stdout:
             said.append(line)
             for name, mark in marks.items():
-                if name not in seen and mark in line:
+                if name not in seen and line.startswith(mark):
                     seen[name] = time.monotonic() - begun
         assert job.wait() == 0, "".join(said)
     finally:
