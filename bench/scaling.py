@@ -177,7 +177,12 @@ def start_up(folder: Path, model: Path, rows: Path) -> dict[str, float]:
             text=True,
         )
         # The beginning of a line: the job's own words, which hold `steps` too, come first.
-        marks = {"plan": "  steps ", "proof": "isolation of documents proved", "first step": "train:", "end": "adapter  "}
+        marks = {
+            "plan": "  steps ",
+            "proof": "isolation of documents proved",
+            "first step": "train:",
+            "end": "adapter  ",
+        }
         assert job.stdout is not None
         said = []
         for line in job.stdout:
