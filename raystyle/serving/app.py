@@ -26,7 +26,7 @@ from raystyle.generation import Sampling
 from raystyle.serving import lifetime
 from raystyle.serving.contract import Delta, Generation, Listing, Started
 from raystyle.serving.errors import RequestError
-from raystyle.serving.limits import LAST_WORDS_S
+from raystyle.serving.limits import LAST_WORDS_S, limits
 from raystyle.serving.log import JSONLines
 from raystyle.serving.running import UNREAD_GRACE_S
 
@@ -85,8 +85,6 @@ class Ingress:
     """The HTTP side within Ray Serve; with the `driver` that it was started by it ends."""
 
     def __init__(self, values: Mapping[str, Any], model: Any, driver: Any = None) -> None:
-        from raystyle.serving.limits import limits
-
         self.config = from_dict(ServeConfig, values)
         _log(self.config.log_file)
         for line in limits(self.config):
@@ -249,13 +247,14 @@ def settle(config: ServeConfig, *, may_grow: bool) -> ServeConfig:
         raise ConfigError("`tensor_parallel_size` is vllm's\nhint: add `--engine vllm`, or leave it out")
     cpus_per_replica = config.cpus_per_replica or (1 if use_gpu else max(1, (cpus - 1) // config.max_replicas))
     # Serve would wait for them without a word, and without end.
-    needed = [("CPUs", config.min_replicas * cpus_per_replica, cpus)]
-    needed += [("GPUs", config.min_replicas * config.tensor_parallel_size, gpus)] if use_gpu else []
-    for what, wanted, there in needed:
+    needed = [("CPUs", config.min_replicas * cpus_per_replica, cpus, "--cpus_per_replica")]
+    if use_gpu:
+        needed.append(("GPUs", config.min_replicas * config.tensor_parallel_size, gpus, "--tensor_parallel_size"))
+    for what, wanted, there, flag in needed:
         if wanted > there and not may_grow:
             raise ConfigError(
                 f"{config.min_replicas} copies of the model need {wanted} {what}, and this machine has {there}\n"
-                "hint: fewer with `--min_replicas`, or less for each: `--cpus_per_replica`"
+                f"hint: fewer with `--min_replicas`, or less for each: `{flag}`"
             )
     return dataclasses.replace(config, engine=engine, use_gpu=use_gpu, cpus_per_replica=cpus_per_replica)
 
@@ -404,8 +403,6 @@ def _reason(traces: str) -> str:
 def _described(config: ServeConfig) -> str:
 
     from ray import serve as ray_serve
-
-    from raystyle.serving.limits import limits
 
     handle = ray_serve.get_deployment_handle("Model", NAME)
     listing: Listing = handle.listing.remote().result(timeout_s=60)
