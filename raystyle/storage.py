@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import PurePosixPath
+from stat import S_ISREG
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from pyarrow import ArrowException, fs
@@ -249,8 +250,11 @@ def _walk(directory: str) -> Iterator[File]:
     for root, _, names in os.walk(path, onerror=_raise):
         for name in names:
             file = os.path.join(root, name)
-            if os.path.isfile(file):
+            try:
                 stat = os.stat(file)
+            except FileNotFoundError:  # renamed since the directory was read, as half-written files are; or a dead link
+                continue
+            if S_ISREG(stat.st_mode):
                 yield File(join(directory, os.path.relpath(file, path)), stat.st_size, stat.st_mtime_ns)
 
 

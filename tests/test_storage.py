@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,24 @@ def test_list_files_sorts_and_leaves_out_hidden_ones(tmp_path: Path) -> None:
     assert names == ["a/c.txt", "a/e.md", "b.txt"]
     assert [Path(f.uri).name for f in storage.list_files(f"{tmp_path}/*.txt")] == ["b.txt"]
     assert [Path(f.uri).name for f in storage.list_files(f"{tmp_path}/**/*.txt", (".txt",))][:1] == ["c.txt"]
+
+
+def test_files_that_come_and_go_do_not_disturb_a_listing(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("x")
+    over = threading.Event()
+
+    def churn() -> None:
+        while not over.is_set():
+            storage.write_json(str(tmp_path / "there"), {})  # by a file beside it that is renamed
+
+    with ThreadPoolExecutor() as pool:
+        churning = pool.submit(churn)
+        try:
+            for _ in range(2000):
+                assert [Path(file.uri).name for file in storage.list_files(str(tmp_path))] == ["there"]
+        finally:
+            over.set()
+        churning.result()
 
 
 def test_list_files_gives_size_and_time(tmp_path: Path) -> None:
