@@ -5,10 +5,9 @@ beyond each row's end. So a row that joins is computed alone (with the others th
 leaves makes its slot free, and nothing is copied but the last row, into the slot that became free. Running rows stand in
 slots 0 to B-1, which makes the batch a view of the cache.
 
-Caches of transformers grow by copying at every token, or are of one length for all rows; hence this one, behind the
-interface that its models call.
+Rows that continue one prompt, as the choices of a request do, have it computed once: its keys are copied to their slots.
 
-B rows, q fresh tokens of each, L keys, H heads, D head size, V vocabulary.
+B rows, q fresh tokens of each, L keys, V vocabulary.
 """
 
 import inspect
@@ -19,18 +18,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from raystyle.drawing import RANDOM_BITS, draw, penalise
 from raystyle.errors import ModelError
 from raystyle.generation import Row, Scored
+from raystyle.slots import SlotCache, in_steps
 
-# Room is made in steps of this many keys, so that the cache grows now and then and not at every token.
-LENGTH_STEP = 256
 # A prompt is computed at most so many tokens at a time: as long as running rows wait for a new one.
 PREFILL_TOKENS = 2048
 # Of a prompt whose tokens are scored, fewer: their logits are of the whole vocabulary, 128 MB in fp32 for 256 of 128,256.
 SCORED_TOKENS = 256
+
+
+Prompt = tuple[tuple[int, ...], str | None, float, int | None, bool]
 
 
 class Slot:
@@ -50,6 +50,18 @@ class Slot:
         self.random = torch.randint(2**RANDOM_BITS, (max(row.sampling.max_new_tokens, 1),), generator=own).tolist()
 
     @property
+    def prompt(self) -> Prompt:
+        """What rows have in common whose prompts' keys, logits and scores are the same."""
+        row = self.row
+        return (
+            row.prompt_ids,
+            row.adapter,
+            row.scale,
+            row.logprobs if row.prompt_logprobs else None,
+            row.prompt_logprobs,
+        )
+
+    @property
     def most(self) -> int:
         """Tokens it may come to."""
         return len(self.row.prompt_ids) + self.row.sampling.max_new_tokens
@@ -63,77 +75,6 @@ class Step(NamedTuple):
     scored: Scored | None = None
     finish_reason: Literal["stop", "length"] | None = None
     error: str | None = None
-
-
-class _Place:
-    """Where the next forward pass writes and reads: slots `first` to `first + count`, at one position or at each its own."""
-
-    first = count = start = keys = 0
-    capacity = (0, 0)  # rows, and keys of each, that there is room for
-    slots_B: torch.Tensor | None = None
-    positions_B: torch.Tensor | None = None
-
-
-class _SlotLayer(CacheLayerMixin):
-    """One layer's keys and values (slots, H, length, D), grown as they are needed."""
-
-    def __init__(self, place: _Place) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.place = place
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys, self.values = (
-            self._room(old, fresh) for old, fresh in ((self.keys, key_states), (self.values, value_states))
-        )
-        self.is_initialized = True
-
-    def _room(self, old: torch.Tensor | None, fresh: torch.Tensor) -> torch.Tensor:
-        # Zeros, for what a mask hides still takes part as 0 times itself.
-        rows, length = self.place.capacity
-        room = fresh.new_zeros(rows, fresh.shape[1], length, fresh.shape[3])
-        if old is not None:
-            rows, length = min(old.shape[0], rows), min(old.shape[2], length)
-            room[:rows, :, :length] = old[:rows, :, :length]
-        return room
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        place = self.place
-        if self.keys is None or any(has < needed for has, needed in zip(self.size, place.capacity, strict=True)):
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        slots = slice(place.first, place.first + place.count)
-        for room, fresh in ((self.keys, key_states), (self.values, value_states)):
-            if place.positions_B is None:
-                room[slots, :, place.start : place.start + fresh.shape[2]] = fresh
-            else:
-                room[place.slots_B, :, place.positions_B] = fresh[:, :, 0]
-        return self.keys[slots, :, : place.keys], self.values[slots, :, : place.keys]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows, and keys of each, that there is room for."""
-        return (0, 0) if self.keys is None else (self.keys.shape[0], self.keys.shape[2])
-
-    def move(self, source: int, target: int, length: int) -> None:
-        for room in (self.keys, self.values):
-            if room is not None:
-                room[target, :, :length] = room[source, :, :length]
-
-    def wipe(self, slot: int) -> None:
-        for room in (self.keys, self.values):
-            if room is not None:
-                room[slot : slot + 1].zero_()  # which it may have no room for, where a pass failed half-way
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.place.keys, 0
-
-    def get_seq_length(self) -> int:
-        return self.place.start
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 class Decoder:
@@ -179,10 +120,10 @@ class Decoder:
         self.keeps_some = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.waiting: deque[Slot] = deque()
         self.running: list[Slot] = []
-        self.group: list[Slot] = []  # prompts that are being computed
-        self.done = 0  # tokens of each that are
-        self.place = _Place()
-        self.cache = Cache(layer_class_to_replicate=lambda: _SlotLayer(self.place))  # type: ignore[arg-type]
+        self.group: list[Slot] = []  # rows whose prompts are being computed
+        self.leaders: list[Slot] = []  # of those with equal prompts the first, in the order of their slots
+        self.done = 0  # tokens of each prompt that are
+        self.cache = SlotCache()
 
     def admit(self, row: Row) -> Slot:
         """Let a row wait for its turn."""
@@ -211,7 +152,7 @@ class Decoder:
         rows = [*self.running, *self.group, *self.waiting]
         self.running, self.group, self.done = [], [], 0
         self.waiting.clear()
-        self._empty()
+        self.cache.empty()
         return rows
 
     @torch.inference_mode()
@@ -219,28 +160,14 @@ class Decoder:
         """Forget the rows whose prompts are being computed; returns them. For after an error in `prefill`, which has written to
         nobody else's slots, so that running rows go on."""
         group, self.group, self.done = self.group, [], 0
-        if not self.running:
-            self._empty()
-        else:  # what all layers have room for: some may have grown, others not
-            rows, lengths = zip(*(layer.size for layer in self._layers()), strict=True)
-            self.place.capacity = min(rows), min(lengths)
+        if self.running:
+            self.cache.agree()
+        else:
+            self.cache.empty()
         for slot in group:
             slot.left = True
-            self._wipe(slot)
+            self.cache.wipe(slot.index)
         return group
-
-    def _empty(self) -> None:
-        self.cache.layers.clear()
-        self.place.capacity = (0, 0)
-
-    def _layers(self) -> list[_SlotLayer]:
-        return self.cache.layers  # type: ignore[return-value]
-
-    @property
-    def bytes_per_token(self) -> int:
-        """What one token of a row takes in the cache, which is known once a row has run."""
-        rooms = [room for layer in self._layers() for room in (layer.keys, layer.values) if room is not None]
-        return sum(room[0, :, 0].nbytes for room in rooms)
 
     # ── prompts ──
 
@@ -250,35 +177,46 @@ class Decoder:
         self._compact()
         if not self.group and not self._next_group():
             return []
-        longest = max(len(slot.row.prompt_ids) for slot in self.group)
-        fresh = min(longest - self.done, max(1, self._most_tokens(self.group) // len(self.group)))
-        ids_Bq = self._padded([slot.row.prompt_ids[self.done : self.done + fresh] for slot in self.group], fresh)
+        leaders = self.leaders
+        rows = [slot.row for slot in leaders]
+        longest = max(len(row.prompt_ids) for row in rows)
+        fresh = min(longest - self.done, max(1, self._most_tokens(leaders) // len(leaders)))
+        ids_Bq = self._padded([row.prompt_ids[self.done : self.done + fresh] for row in rows], fresh)
         self._make_room(self.done + fresh)
-        place, first = self.place, self.group[0].index
-        place.first, place.count, place.start, place.keys = first, len(self.group), self.done, self.done + fresh
-        place.positions_B = None
+        place = self.cache.place
+        place.first, place.count = leaders[0].index, len(leaders)
+        place.start, place.keys, place.positions_B = self.done, self.done + fresh, None
         positions_q = torch.arange(self.done, self.done + fresh, device=self.device)
-        scores_all = any(slot.row.prompt_logprobs for slot in self.group)
-        lasts = [len(slot.row.prompt_ids) - 1 - self.done for slot in self.group]
+        scores_all = any(row.prompt_logprobs for row in rows)
+        lasts = [len(row.prompt_ids) - 1 - self.done for row in rows]
         is_last = self.done + fresh == longest
         kept = sorted({last for last in lasts if last < fresh}) if is_last else [fresh - 1]
         keep: Any = 0 if scores_all else 1 if kept == [fresh - 1] else torch.tensor(kept, device=self.device)
-        logits_BqV = self._forward(
-            [slot.row for slot in self.group], ids_Bq, positions_q.expand(len(self.group), -1), positions_q[None], keep
-        )
+        logits_BqV = self._forward(rows, ids_Bq, positions_q.expand(len(rows), -1), positions_q[None], keep)
         if scores_all:
-            for row, slot in enumerate(self.group):
+            for slot, logits_qV in zip(leaders, logits_BqV, strict=True):
                 if slot.row.prompt_logprobs:
-                    self._score_prompt(slot, logits_BqV[row], fresh)
+                    self._score_prompt(slot, logits_qV, fresh)
         self.done += fresh
         if not is_last:
             return []
         at = lasts if logits_BqV.shape[1] == fresh else [kept.index(last) for last in lasts]
         last_BV = torch.stack([logits_BqV[row, column] for row, column in enumerate(at)]).float()
-        steps = self._draw(self.group, last_BV)
+        return self._begin(last_BV)
+
+    def _begin(self, last_BV: torch.Tensor) -> list[Step]:
+        """First tokens of the group's rows, by the logits behind its leaders' prompts."""
+        number_of = {slot.prompt: number for number, slot in enumerate(self.leaders)}
+        numbers = [number_of[slot.prompt] for slot in self.group]
+        steps = self._draw(self.group, last_BV[numbers])
+        for slot, number in zip(self.group, numbers, strict=True):
+            leader = self.leaders[number]
+            if slot is not leader:
+                self.cache.copy(leader.index, slot.index, len(slot.row.prompt_ids))
+                slot.prompt_scored = list(leader.prompt_scored)
         for slot in self.group:
             if slot.is_broken:
-                self._wipe(slot)  # before it moves, for nothing is wiped where it came from
+                self.cache.wipe(slot.index)  # before it moves, for nothing is wiped where it came from
             self._move(slot, len(self.running))
             self.running.append(slot)
         self.group, self.done = [], 0
@@ -287,15 +225,23 @@ class Decoder:
     def _next_group(self) -> bool:
         """Prompts from the front of the queue that fit together into one pass, or one long one alone."""
         room = self.max_rows - len(self.running)
+        lengths: dict[Prompt, int] = {}
         while self.waiting and len(self.group) < room:
-            together = [*self.group, self.waiting[0]]
-            longest = max(len(slot.row.prompt_ids) for slot in together)
-            if self.group and longest * len(together) > self._most_tokens(together):
+            slot = self.waiting[0]
+            together, longer = [*self.group, slot], lengths | {slot.prompt: len(slot.row.prompt_ids)}
+            is_new = slot.prompt not in lengths
+            if self.group and is_new and max(longer.values()) * len(longer) > self._most_tokens(together):
                 break
             slots = [*self.running, *together]
             if len(slots) > 1 and len(slots) * _most(slots) > self.max_tokens:
                 break
+            lengths = longer
             self.group.append(self.waiting.popleft())
+        first_of: dict[Prompt, Slot] = {}
+        for slot in self.group:
+            first_of.setdefault(slot.prompt, slot)
+        self.leaders = list(first_of.values())  # side by side
+        self.group = [*self.leaders, *(slot for slot in self.group if first_of[slot.prompt] is not slot)]
         for number, slot in enumerate(self.group):
             slot.index = len(self.running) + number
         return bool(self.group)
@@ -306,22 +252,12 @@ class Decoder:
         return min(self.prefill_tokens, SCORED_TOKENS) if scores else self.prefill_tokens
 
     def _make_room(self, length: int) -> None:
-        """Room for so many keys of each row. Where it must grow it doubles, for that copies what is there; what was enough is
-        kept for the next rows."""
+        """Room for so many keys of each row."""
         slots = [*self.running, *self.group]
-        rows, most = 1 + max(slot.index for slot in slots), _most(slots)
-        if rows <= self.place.capacity[0] and length <= self.place.capacity[1]:
-            return
-        if not self.running and not self.done:
-            self._empty()  # nothing to copy
-        new_rows, new_length = self.place.capacity
-        if rows > new_rows:
-            new_rows = min(max(rows, 2 * new_rows, self.max_rows // 4), self.max_rows)
-        if length > new_length:
-            new_length = min(max(_in_steps(length), 2 * new_length), most)
-        if new_rows * new_length > self.max_tokens:  # what the rows that run were let in for
-            new_rows, new_length = max(rows, min(int(self.max_tokens // most), self.max_rows)), most
-        self.place.capacity = new_rows, new_length
+        if not self.running and not self.done and not self.cache.has_room(len(self.group), length):
+            self.cache.empty()  # nothing to copy
+        rows = 1 + max(slot.index for slot in slots)
+        self.cache.make_room(rows, length, _most(slots), max_rows=self.max_rows, max_tokens=self.max_tokens)
 
     def _score_prompt(self, slot: Slot, logits_qV: torch.Tensor, fresh: int) -> None:
         """What the model thought of each token of a prompt; of its first it had nothing to go by."""
@@ -341,7 +277,7 @@ class Decoder:
         self._compact()
         if not self.running:
             return []
-        place, lengths = self.place, [len(slot.ids) - 1 for slot in self.running]
+        place, lengths = self.cache.place, [len(slot.ids) - 1 for slot in self.running]
         self._make_room(max(lengths) + 1)
         place.first, place.count, place.keys = 0, len(self.running), max(lengths) + 1
         positions_B = torch.tensor(lengths, device=self.device)
@@ -375,7 +311,7 @@ class Decoder:
 
     def _mask(self, positions: torch.Tensor) -> Any:
         """Which keys each fresh token sees (B or 1, 1, q, L); None where it sees all up to its own, which is faster."""
-        keys, fresh = self.place.keys, positions.shape[1]
+        keys, fresh = self.cache.place.keys, positions.shape[1]
         is_even = positions.shape[0] == 1
         windowed = self.window is not None and keys > self.window
         if self.attention.startswith("flash"):
@@ -457,25 +393,19 @@ class Decoder:
         """Give the slots of rows that left to the last ones, so that running rows stand side by side."""
         if all(slot.left for slot in self.group):
             for slot in self.group:
-                self._wipe(slot)
+                self.cache.wipe(slot.index)
             self.group, self.done = [], 0
         for index in [i for i, slot in enumerate(self.running) if slot.left][::-1]:
             if self.running[index].is_broken:
-                self._wipe(self.running[index])
+                self.cache.wipe(index)
             last = self.running.pop()
             if index < len(self.running):
                 self._move(last, index)
                 self.running[index] = last
 
-    def _wipe(self, slot: Slot) -> None:
-        """A mask hides what a row left behind, but hides no nan: 0 times that is nan for whoever comes next."""
-        for layer in self._layers():
-            layer.wipe(slot.index)
-
     def _move(self, slot: Slot, index: int) -> None:
         if slot.index != index:
-            for layer in self._layers():
-                layer.move(slot.index, index, len(slot.ids))
+            self.cache.copy(slot.index, index, len(slot.ids))
             slot.index = index
 
     def _padded(self, rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
@@ -501,13 +431,9 @@ def _within_32_bits(seed: int) -> int:
     return seed if seed < 1 << 32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
-def _in_steps(length: int) -> int:
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
-
-
 def _most(slots: Sequence[Slot]) -> int:
     """Keys of each row that there must be room for in the end."""
-    return _in_steps(max(slot.most for slot in slots))
+    return in_steps(max(slot.most for slot in slots))
 
 
 def score(logits_BV: torch.Tensor, tokens: list[int], count: int) -> list[Scored]:

@@ -211,6 +211,29 @@ def test_a_slot_that_was_broken_harms_nobody_who_gets_it(llama):
     assert long.ids[4:] == alone(llama, long.row)
 
 
+def test_slots_of_prompts_that_broke_harm_nobody_who_gets_them(llama):
+    """Two rows with one prompt, whose keys are in both their slots, and in those that they had before another row left."""
+    bad = 96
+    decoder = Decoder(llama, {2}, max_rows=4, prefill_tokens=16)
+    long, short = decoder.admit(greedy(4, 30, 1)), decoder.admit(greedy(4, 2, 2))
+    decoder.prefill()
+    hook = llama.get_input_embeddings().register_forward_hook(
+        lambda _, given, out: out.masked_fill((given[0] == bad)[..., None], float("nan"))
+    )
+    try:
+        for _ in range(2):
+            decoder.admit(Row((bad,) * 20, Sampling(max_new_tokens=5)))
+        assert decoder.prefill() == []
+        decoder.step()
+        assert short.left
+        assert [bool(step.error) for step in decoder.prefill()] == [True, True]
+    finally:
+        hook.remove()
+    rows = [greedy(3, 12, 3), greedy(5, 12, 4), greedy(3, 12, 5)]
+    assert run(decoder, rows) == [alone(llama, row) for row in rows]
+    assert long.ids[4:] == alone(llama, long.row)
+
+
 def test_only_rows_that_asked_get_their_prompts_scored(llama):
     decoder = Decoder(llama, {2}, max_rows=2)
     plain, asked = decoder.admit(greedy(5, 3, 1)), decoder.admit(greedy(5, 3, 2, logprobs=1, prompt_logprobs=True))
@@ -243,7 +266,7 @@ def test_prompts_that_fail_are_dropped_and_running_rows_go_on(llama, monkeypatch
         with pytest.raises(ZeroDivisionError):
             decoder.prefill()
     assert decoder.drop_prompts() == bad
-    assert decoder.place.capacity == (2, 256), "what all layers have"
+    assert decoder.cache.place.capacity == (2, 256), "what all layers have"
     late = greedy(6, 6, 3)
     assert run(decoder, [late]) == [alone(llama, late)]
     for slot in running:
@@ -260,6 +283,43 @@ def test_scored_prompts_take_little_at_a_time(llama, monkeypatch):
     assert passes == [8, 8, 4, 8, 20]
 
 
+def test_rows_that_continue_one_prompt_have_it_computed_once(llama):
+    """And each is what it would be alone, whatever it shares the pass with; another adapter's rows share nothing."""
+    passes = []
+    decoder = Decoder(
+        llama, {2}, max_rows=9, prefill_tokens=24, choose=lambda rows, fresh: passes.append((len(rows), fresh))
+    )
+    asked = {"temperature": 1.0, "max_new_tokens": 6}
+    same = [Row(prompt(11, 1), Sampling(seed=seed, **asked)) for seed in range(4)]
+    scored = [Row(prompt(11, 1), Sampling(seed=seed, **asked), logprobs=1, prompt_logprobs=True) for seed in (4, 5)]
+    other = [
+        Row(prompt(7, 2), Sampling(seed=6, **asked)),
+        Row(prompt(11, 1), Sampling(seed=7, **asked), adapter="style"),
+    ]
+    rows = [same[0], other[0], *same[1:], *other[1:], *scored]
+    slots = [decoder.admit(row) for row in rows]
+    assert len(decoder.prefill()) == 5, "all that have one of two prompts of 24 tokens at most"
+    assert passes == [(2, 11)]
+    while not decoder.is_idle:
+        decoder.advance()
+    assert [fresh for fresh in passes if fresh[1] > 1] == [(2, 11), (2, 11)]
+    for slot in slots:
+        [own] = run(Decoder(llama, {2}, max_rows=1), [slot.row])
+        assert slot.ids[len(slot.row.prompt_ids) :] == own
+    assert [len(slot.prompt_scored) for slot in slots] == [0] * 6 + [11] * 2
+    assert slots[-1].prompt_scored == slots[-2].prompt_scored
+
+
+def test_a_row_whose_prompt_was_to_be_another_s_too_may_leave(llama):
+    decoder = Decoder(llama, {2}, max_rows=3, prefill_tokens=4)
+    first, second = decoder.admit(greedy(10, 5, 1)), decoder.admit(greedy(10, 5, 1))
+    decoder.prefill()
+    decoder.drop(first)
+    while not decoder.is_idle:
+        decoder.advance()
+    assert second.ids[10:] == alone(llama, second.row)
+
+
 def test_no_new_tokens_means_none(llama):
     decoder = Decoder(llama, {2}, max_rows=1)
     decoder.admit(Row(prompt(4), Sampling(max_new_tokens=0), logprobs=0, prompt_logprobs=True))
@@ -272,10 +332,10 @@ def test_room_is_kept_for_what_rows_have_come_to_and_not_for_what_they_ask(llama
     decoder = Decoder(llama, {2}, max_rows=8)
     asking = decoder.admit(greedy(4, 100_000))
     run_some(decoder, 3)
-    assert decoder.place.capacity == (2, 256), "a quarter of the rows at once, and the rest as they come"
+    assert decoder.cache.place.capacity == (2, 256), "a quarter of the rows at once, and the rest as they come"
     others = [decoder.admit(greedy(4, 9, n)) for n in range(7)]
     run_some(decoder, 3)
-    assert decoder.place.capacity == (8, 256)
+    assert decoder.cache.place.capacity == (8, 256)
     rooms = [layer.keys.data_ptr() for layer in decoder.cache.layers]
     for slot in [asking, *others]:
         decoder.drop(slot)
@@ -290,17 +350,17 @@ def run_some(decoder: Decoder, steps: int) -> None:
 
 
 def test_room_grows_while_rows_run_and_they_are_what_they_are_alone(llama, monkeypatch):
-    monkeypatch.setattr("raystyle.decoding.LENGTH_STEP", 4)
+    monkeypatch.setattr("raystyle.slots.LENGTH_STEP", 4)
     rows = [greedy(length, new, seed) for seed, (length, new) in enumerate([(3, 40), (9, 5), (2, 30), (17, 25)])]
     decoder = Decoder(llama, {2}, max_rows=4, prefill_tokens=6)
     assert run(decoder, rows) == [alone(llama, row) for row in rows]
-    assert decoder.place.capacity[1] >= 42
+    assert decoder.cache.place.capacity[1] >= 42
 
 
 @pytest.mark.parametrize("more", [[], [(60, 20)], [(3, 200)]])
 def test_rows_wait_while_the_cache_has_no_room_for_what_they_may_come_to(llama, monkeypatch, more):
     """And all get their turn, also one that has room alone only."""
-    monkeypatch.setattr("raystyle.decoding.LENGTH_STEP", 4)
+    monkeypatch.setattr("raystyle.slots.LENGTH_STEP", 4)
     shapes = [(3, 9), (14, 30), (1, 12), *more, (7, 7), (14, 3), (2, 40)]
     rows = [greedy(length, min(new, 60), seed) for seed, (length, new) in enumerate(shapes)]
     decoder = Decoder(llama, {2}, max_rows=6, prefill_tokens=10)
@@ -309,7 +369,7 @@ def test_rows_wait_while_the_cache_has_no_room_for_what_they_may_come_to(llama, 
     slots = [decoder.admit(row) for row in rows]
     while not decoder.is_idle:
         decoder.advance()
-        has_rows, has_length = decoder.place.capacity
+        has_rows, has_length = decoder.cache.place.capacity
         assert has_rows * has_length <= 100
         most = max(most, len(decoder.running))
     assert most > 1

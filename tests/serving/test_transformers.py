@@ -153,7 +153,7 @@ def test_a_row_that_the_memory_does_not_hold_is_refused_at_the_start(tiny_model,
     async def main():
         async with started(tiny_model) as engine:
             assert (
-                engine.decoder.bytes_per_token == 2 * 2 * 2 * 8 * 4
+                engine.decoder.cache.bytes_per_token == 2 * 2 * 2 * 8 * 4
             )  # keys and values, layers, heads, their size, fp32
             assert engine.max_length <= engine.decoder.max_tokens < float("inf")
         monkeypatch.setattr(models, "free_memory", lambda _: 256 * 100 * 2)

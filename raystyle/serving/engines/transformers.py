@@ -120,7 +120,7 @@ class TransformersEngine:
             ) from error
 
     def _share_memory(self, free: int, share: float) -> None:
-        tokens = int(free * share / self.decoder.bytes_per_token)
+        tokens = int(free * share / self.decoder.cache.bytes_per_token)
         if tokens < self.max_length:
             raise ModelError(
                 f"{share:.0%} of the free memory ({free / 1e9:.1f} GB) hold the keys and values of {tokens} tokens, and `max_length` "
