@@ -227,11 +227,6 @@ def settle(config: ServeConfig, *, may_grow: bool) -> ServeConfig:
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (int(max(machine.get(what, 0) for machine in machines)) for what in ("CPU", "GPU"))
     use_gpu = gpus >= config.tensor_parallel_size if config.use_gpu is None else config.use_gpu
-    if use_gpu and not may_grow and gpus < config.tensor_parallel_size:
-        raise ConfigError(
-            f"a copy of the model on {config.tensor_parallel_size} GPUs is asked for, and this machine has {gpus}\n"
-            "hint: `--use_gpu false`, or Ray on a machine that has them"
-        )
     engine = config.engine
     if engine == "auto":
         # Whether it is installed is asked here, and taken to be so where replicas run.
@@ -247,14 +242,20 @@ def settle(config: ServeConfig, *, may_grow: bool) -> ServeConfig:
         raise ConfigError("`tensor_parallel_size` is vllm's\nhint: add `--engine vllm`, or leave it out")
     cpus_per_replica = config.cpus_per_replica or (1 if use_gpu else max(1, (cpus - 1) // config.max_replicas))
     # Serve would wait for them without a word, and without end.
-    needed = [("CPUs", config.min_replicas * cpus_per_replica, cpus, "--cpus_per_replica")]
+    needed = [("CPUs", cpus_per_replica, cpus, "less for each: `--cpus_per_replica`")]
     if use_gpu:
-        needed.append(("GPUs", config.min_replicas * config.tensor_parallel_size, gpus, "--tensor_parallel_size"))
-    for what, wanted, there, flag in needed:
-        if wanted > there and not may_grow:
+        less = "less for each: `--tensor_parallel_size`, or none: `--use_gpu false`"
+        needed.append(("GPUs", config.tensor_parallel_size, gpus, less))
+    for what, each, there, less in needed:
+        if config.min_replicas * each > there and not may_grow:
+            copies = (
+                "a copy of the model needs"
+                if config.min_replicas == 1
+                else f"{config.min_replicas} copies of the model need"
+            )
             raise ConfigError(
-                f"{config.min_replicas} copies of the model need {wanted} {what}, and this machine has {there}\n"
-                f"hint: fewer with `--min_replicas`, or less for each: `{flag}`"
+                f"{copies} {config.min_replicas * each} {what}, and this machine has {there}\n"
+                f"hint: fewer copies: `--min_replicas`, or {less}"
             )
     return dataclasses.replace(config, engine=engine, use_gpu=use_gpu, cpus_per_replica=cpus_per_replica)
 
@@ -401,7 +402,6 @@ def _reason(traces: str) -> str:
 
 
 def _described(config: ServeConfig) -> str:
-
     from ray import serve as ray_serve
 
     handle = ray_serve.get_deployment_handle("Model", NAME)

@@ -196,50 +196,40 @@ def test_serve_deploy_runs_the_application_with_keys(cluster, nothing_served, ti
         wait_for(lambda: "no keys are set" in client.get("/api/serve/applications/").text, "it is not refused")
 
 
-def small(model: Path, prepared: Path, output: object) -> list[object]:
+def small(model: Path, data: object, output: object) -> list[object]:
     settings = ["--config", "jobs/configs/demo.json", "--lora_r", 4, "--lora_alpha", 8, "--max_steps", 3]
     batch = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--cpus_per_worker", 1]
     batch += ["--eval_style", "off"]
     lengths = ["--max_seq_length", 64, "--segment_length", 64]
-    places = ["--model_name_or_path", model, "--dataset_path", prepared, "--output_dir", output]
+    places = ["--model_name_or_path", model, "--dataset_path", data, "--output_dir", output]
     return [*settings, *batch, *lengths, *places]
 
 
-def test_a_stopped_job_continues_and_leaves_its_adapter_where_the_flag_says(
-    cluster, tiny_model, tiny_prepared, tmp_path
-):
-    address, environment = cluster
-    words = [*small(tiny_model, tiny_prepared, tmp_path / "run"), "--max_steps", 40, "--save_steps", 4]
-    words += ["--prepare_on", "pool=cpu", "--train_on", "pool=cpu"]
-    job = ["job", "submit", "--address", address, "--no-wait", "--submission-id", "to-be-stopped", "--working-dir", "."]
-    command = [RAY, *job, "--", "python", "jobs/train.py", *map(str, words)]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
-    wait_for(lambda: list((tmp_path / "run/checkpoints").glob("*/checkpoint.json")), "no checkpoint")
-    with dashboard(cluster) as client:
-        assert client.post("/api/jobs/to-be-stopped/stop").json()["stopped"]
-        wait_for(lambda: client.get("/api/jobs/to-be-stopped").json()["status"] == "STOPPED", "it does not stop")
-    assert not (tmp_path / "run/adapter").exists(), "it had ended before it was stopped"
-    done = submit(cluster, "jobs/train.py", *words)
-    assert done.returncode == 0, done.stdout
-    about = json.loads((tmp_path / "run/adapter/raystyle_adapter.json").read_text())
-    assert about["step"] == 40
-    assert "continued from the checkpoint of step" in done.stdout
-    assert "isolation of documents proved" in done.stdout
-    assert f"adapter  {tmp_path}/run/adapter" in done.stdout
-
-
-def test_a_pipeline_does_nothing_twice_and_writes_no_secret_anywhere(cluster, bucket, tiny_model, tmp_path):
-    """Raw text to a judged adapter in one job, in object storage; then everything that was written is searched."""
+def test_a_stopped_pipeline_goes_on_does_nothing_twice_and_writes_no_secret(cluster, bucket, tiny_model, tmp_path):
+    """Raw text to a judged adapter in one job, stopped in the middle of training and submitted again, in object storage; then
+    everything that was written is searched."""
     for number in range(4):
         draw = random.Random(number)
         lines = ["".join(draw.sample(builders.ALPHABET[:-7], 20)) + "。" for _ in range(40)]
         storage.write_bytes(f"{bucket}/novels/{number}.txt", "\n".join(lines).encode())
-    words = small(tiny_model, Path("-"), f"{bucket}/run")
-    words[words.index("--dataset_path") + 1] = f"{bucket}/novels"
-    words[words.index("--eval_style") + 1] = "light"
-    words += ["--heldout_fraction", "0.3", "--save_steps", "3"]
+    words = small(tiny_model, f"{bucket}/novels", f"{bucket}/run")
+    words += ["--eval_style", "light", "--heldout_fraction", 0.3, "--max_steps", 400, "--save_steps", 200]
+    words += ["--prepare_on", "pool=cpu", "--train_on", "pool=cpu"]
+    address, environment = cluster
+    job = ["job", "submit", "--address", address, "--no-wait", "--submission-id", "to-be-stopped", "--working-dir", "."]
+    command = [RAY, *job, "--", "python", "jobs/pipeline.py", *map(str, words)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
+    wait_for(lambda: storage.exists(f"{bucket}/run/checkpoints/step-00000200/checkpoint.json"), "no checkpoint")
+    with dashboard(cluster) as client:
+        assert client.post("/api/jobs/to-be-stopped/stop").json()["stopped"]
+        wait_for(lambda: client.get("/api/jobs/to-be-stopped").json()["status"] == "STOPPED", "it does not stop")
+    assert not storage.exists(f"{bucket}/run/adapter"), "it had ended before it was stopped"
     done = submit(cluster, "jobs/pipeline.py", *words)
     assert done.returncode == 0, done.stdout
+    assert "continued from the checkpoint of step 200" in done.stdout
+    assert "isolation of documents proved" in done.stdout
+    assert f"adapter  {bucket}/run/adapter" in done.stdout
+    assert "held-out loss after step 400" in done.stdout
     again = submit(cluster, "jobs/pipeline.py", *words)
     assert again.returncode == 0 and "this run has finished before; nothing was done" in again.stdout, again.stdout
     token = (Path.home() / ".ray/auth_token").read_text().strip()

@@ -186,9 +186,17 @@ def test_copies_of_the_model_that_nobody_has_room_for(copies, cores, tiny_model)
     """Of a Ray of its own nothing more can come: Serve would wait for ever. A cluster may grow."""
     values = {"min_replicas": copies, "max_replicas": copies, "cpus_per_replica": cores}
     config = from_dict(ServeConfig, values | {"model_name_or_path": str(tiny_model)})
-    with pytest.raises(ConfigError, match=f"{copies} copies of the model need 3 CPUs, and this machine has 2\nhint: "):
+    with pytest.raises(ConfigError, match="of the model needs? 3 CPUs, and this machine has 2\nhint: "):
         app.settle(config, may_grow=False)
     assert app.settle(config, may_grow=True).cpus_per_replica == cores
+
+
+def test_a_gpu_that_is_not_there(tiny_model):
+    config = from_dict(ServeConfig, {"model_name_or_path": str(tiny_model), "use_gpu": True})
+    with pytest.raises(
+        ConfigError, match="a copy of the model needs 1 GPUs, and this machine has 0\nhint: .*--use_gpu false"
+    ):
+        app.settle(config, may_grow=False)
 
 
 def test_a_ray_of_its_own_that_asks_nobody_for_a_token(tiny_model, monkeypatch):
