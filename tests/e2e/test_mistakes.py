@@ -186,7 +186,7 @@ def test_copies_of_the_model_that_nobody_has_room_for(copies, cores, tiny_model)
     """Of a Ray of its own nothing more can come: Serve would wait for ever. A cluster may grow."""
     values = {"min_replicas": copies, "max_replicas": copies, "cpus_per_replica": cores}
     config = from_dict(ServeConfig, values | {"model_name_or_path": str(tiny_model)})
-    with pytest.raises(ConfigError, match="of the model needs? 3 CPUs, and this machine has 2\nhint: "):
+    with pytest.raises(ConfigError, match=r"of the model needs? 3 CPUs, and this machine has 2\nhint: "):
         app.settle(config, may_grow=False)
     assert app.settle(config, may_grow=True).cpus_per_replica == cores
 
@@ -194,7 +194,7 @@ def test_copies_of_the_model_that_nobody_has_room_for(copies, cores, tiny_model)
 def test_a_gpu_that_is_not_there(tiny_model):
     config = from_dict(ServeConfig, {"model_name_or_path": str(tiny_model), "use_gpu": True})
     with pytest.raises(
-        ConfigError, match="a copy of the model needs 1 GPUs, and this machine has 0\nhint: .*--use_gpu false"
+        ConfigError, match=r"a copy of the model needs 1 GPUs, and this machine has 0\nhint: .*--use_gpu false"
     ):
         app.settle(config, may_grow=False)
 
