@@ -6,6 +6,7 @@ pickle that any number of workers can continue.
 """
 
 import dataclasses
+import math
 import statistics
 import sys
 import tempfile
@@ -152,11 +153,8 @@ class PackedTrainer(transformers.Trainer):
         if workers > 1:
             torch.distributed.all_reduce(total)
         loss, step = float(total) / workers, self.state.global_step + 1
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         history = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-        reason = guard.what_is_bad(
-            step, loss, float(torch.nn.utils.get_total_norm(gradients)), history, self.run.config.loss_spike
-        )
+        reason = guard.what_is_bad(step, loss, self.gradient_norm(), history, self.run.config.loss_spike)
         if reason is None:
             self.kept_losses.append(loss)
             self.skipped_in_a_row = 0
@@ -187,6 +185,15 @@ class PackedTrainer(transformers.Trainer):
                 "`--on_bad_loss skip` leaves such steps out"
             )
         self.model.zero_grad(set_to_none=True)  # an optimizer does not touch what has no gradient, nor its moments
+
+    def gradient_norm(self) -> float:
+        """Of this step's gradients, the same on every worker. DeepSpeed, which has taken the step by now and freed them, keeps
+        the norm, if it computes one; what is not finite is -1 to it."""
+        if self.is_deepspeed_enabled:
+            norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
+            return 0.0 if norm is None else math.nan if norm < 0 else float(norm)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

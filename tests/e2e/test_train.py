@@ -128,7 +128,15 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from raystyle.training import checkpoints, loop
+from raystyle.training import checkpoints, loop, trainer
+
+original = trainer.PackedTrainer.loss_sum
+
+def poisoned(self, model, inputs):
+    loss = original(self, model, inputs)
+    if self.state.global_step == 1:
+        loss.register_hook(lambda gradient: gradient * float("nan"))
+    return loss
 
 for name, words, begins in json.loads(sys.argv[1]):
     if begins and os.environ["RANK"] == "0":
@@ -143,8 +151,9 @@ for name, words, begins in json.loads(sys.argv[1]):
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     AcceleratorState._reset_state()
     unset_hf_deepspeed_config()
+    trainer.PackedTrainer.loss_sum = poisoned if name.startswith("poisoned") else original
     code = loop.main([*words, "--output_dir", str(Path(name).absolute())])
-    if code:
+    if bool(code) != name.startswith("poisoned"):
         sys.exit(code)
 """
 WAYS = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
@@ -180,6 +189,8 @@ def together(undisturbed, tiny_model, tiny_prepared, tmp_path_factory):
         a_run("stage", **stage),
         a_run("stage by zero2", ("stage", 4), deepspeed="zero2", **stage),
         a_run("mixtral", model=mixtral, **EXPERTS),
+        a_run("poisoned, zero2", deepspeed="zero2", bf16=True, **SHORT),
+        a_run("poisoned, zero3", deepspeed="zero3", **SHORT),
     ]
     (place / "together.py").write_text(TOGETHER)
     launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2", "together.py"]
@@ -441,6 +452,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_model, tiny_prepared, tmp_
     assert loop.main(flags_) == TrainingError.exit_code
     assert re.search(r"the loss of step \d+ is nan", capsys.readouterr().err)
     assert not (tmp_path / "r" / "adapter").exists()
+
+
+@pytest.mark.parametrize("way", ["zero2", "zero3"])
+def test_a_gradient_that_is_not_finite_stops_a_run_under_deepspeed(way, together):
+    """DeepSpeed has taken the step, or left it out without a word, when the loss is known, which is finite."""
+    [told] = [entry for entry in metrics.read(str(together / f"poisoned, {way}")) if "bad_loss" in entry]
+    assert re.match("the gradient of step 2 is (nan|inf), at a loss of ", told["bad_loss"])
+    assert not (together / f"poisoned, {way}" / "adapter").exists()
 
 
 def test_bfloat16_and_gradient_checkpointing_train_too(tiny_model, tiny_prepared, tmp_path):
