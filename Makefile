@@ -20,7 +20,7 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -n 2 --dist loadfile
-	$(BIN)/pytest -m "e2e and not slow" --timeout 1200
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "e2e and not slow" --timeout 1200 --durations 20
 
 # What takes too long for every change.
 test-slow: setup

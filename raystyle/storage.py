@@ -252,7 +252,9 @@ def _walk(directory: str) -> Iterator[File]:
             file = os.path.join(root, name)
             try:
                 stat = os.stat(file)
-            except FileNotFoundError:  # renamed since the directory was read, as half-written files are; or a dead link
+            except (
+                OSError
+            ):  # renamed since the directory was read, as half-written files are; or what `not_files` tells of
                 continue
             if S_ISREG(stat.st_mode):
                 yield File(join(directory, os.path.relpath(file, path)), stat.st_size, stat.st_mtime_ns)

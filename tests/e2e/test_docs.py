@@ -29,14 +29,7 @@ def commands(guide: Path) -> list[str]:
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    # With the threads that a reader's shell would give it (the tests' own are few, so that they run side by side); but threads
-    # that wait sleep: on a busy machine they would take the time of those that they wait for. The numbers are the same.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    environment = {
-        **own,
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=1100
     )

@@ -28,7 +28,7 @@ def config(model: Path, prepared: Path, output: object, **values: object) -> Tra
         "model_name_or_path": str(model), "dataset_path": [str(prepared)], "output_dir": str(output), "lora_r": 4,
         "lora_alpha": 8, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 3e-3,
         "max_steps": STEPS, "save_steps": EVERY, "sample_max_new_tokens": 4, "gradient_checkpointing": False,
-        "cpus_per_worker": 1, "eval_timeout_s": 8.0,
+        "cpus_per_worker": 1, "eval_timeout_s": 15.0,
     }  # fmt: skip
     return flags.from_dict(TrainConfig, settings | values)
 
@@ -171,7 +171,7 @@ def test_every_failure_is_told_by_its_reason(evaluated):
     reasons = {name: record.get("failed") for name, record in records.items()}
     assert reasons["step-00000010"] == "ValueError: this measure cannot be taken"
     assert reasons["step-00000020"] == "its process was killed"
-    assert reasons["step-00000030"] == "no answer within 8 s (`eval_timeout_s`)"
+    assert reasons["step-00000030"] == "no answer within 15 s (`eval_timeout_s`)"
     assert reasons["step-00000040"] is None
     for name in ("step-00000010", "step-00000020", "step-00000030"):
         assert f"the evaluation of step {int(name[5:])} failed, training goes on: {reasons[name]}" in said
