@@ -57,11 +57,12 @@ def fingerprint(directory: str) -> str:
     return digest.hexdigest()
 
 
-def verify(directory: str, layers: dict[str, int] | None = None) -> dict[str, Any]:
+def verify(directory: str, layers: dict[str, int] | None = None, *, may_be_zero: bool = False) -> dict[str, Any]:
     """Re-open an adapter and check that it is one that does something; returns what `raystyle_adapter.json` says.
 
     `layers` maps each target module's name to how many layers of the base have it. Raises `ModelError` where a file is
-    missing or not safetensors, a tensor is not finite, a target lacks its pair of matrices, or all of B is zero.
+    missing or not safetensors, a tensor is not finite, a target lacks its pair of matrices, or all of B is zero,
+    unless it `may_be_zero`.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -92,7 +93,7 @@ def verify(directory: str, layers: dict[str, int] | None = None) -> dict[str, An
             found = sum(f".{module}.{half}." in name for name in names)
             if found != count:
                 raise ModelError(f"the adapter `{directory}` has {half} for {found} of {count} `{module}` layers")
-    if is_zero:
+    if is_zero and not may_be_zero:
         raise ModelError(f"the adapter `{directory}` is all zero: it would change nothing")
     return about(directory)
 

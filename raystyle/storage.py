@@ -250,14 +250,18 @@ def _walk(directory: str) -> Iterator[File]:
     for root, _, names in os.walk(path, onerror=_raise):
         for name in names:
             file = os.path.join(root, name)
-            try:
-                stat = os.stat(file)
-            except (
-                OSError
-            ):  # renamed since the directory was read, as half-written files are; or what `not_files` tells of
-                continue
-            if S_ISREG(stat.st_mode):
+            if stat := _stat(file):
                 yield File(join(directory, os.path.relpath(file, path)), stat.st_size, stat.st_mtime_ns)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """Of a file; None for what is none: renamed since the directory was read, as half-written files are, or what `not_files`
+    tells of."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat if S_ISREG(stat.st_mode) else None
 
 
 def not_files(uri: str) -> list[tuple[str, str]]:
@@ -313,10 +317,9 @@ def glob_root(uri: str) -> str:
 
 def _match(pattern: str, suffixes: tuple[str, ...], hidden: bool) -> list[File]:
     if not is_remote(pattern):
-        paths = [path for path in glob.glob(pattern, recursive=True, include_hidden=hidden) if os.path.isfile(path)]
-        root = glob_root(pattern)
-        stats = [(path, os.stat(path)) for path in paths if _wanted(path[len(root) :], suffixes, hidden)]
-        return sorted(File(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+        paths, root = glob.glob(pattern, recursive=True, include_hidden=hidden), glob_root(pattern)
+        stats = {path: _stat(path) for path in paths if _wanted(path[len(root) :], suffixes, hidden)}
+        return sorted(File(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items() if stat)
     expression = glob.translate(pattern, recursive=True) if hasattr(glob, "translate") else _translate(pattern)
     return [f for f in list_files(glob_root(pattern), suffixes, hidden=hidden) if re.fullmatch(expression, f.uri)]
 

@@ -55,6 +55,10 @@ OWNED = {
     "dataloader_drop_last": "no row is dropped",
     "ddp_find_unused_parameters": "every LoRA parameter is used in each step",
     "disable_tqdm": "progress is raystyle's own",
+    **dict.fromkeys(
+        ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        "kernels are chosen at the start; a compiled step is not known to give the same losses",
+    ),
     "do_train": "`raystyle train` trains",
     "do_eval": "`raystyle evaluate` evaluates",
     "do_predict": "`raystyle sample` samples",

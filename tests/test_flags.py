@@ -48,8 +48,10 @@ def test_values_that_begin_with_dashes_are_values():
 
 
 def test_any_training_arguments_field_by_its_own_name():
-    config = train("--adam_beta2", "0.95", "--optim", "adamw_torch_fused", "--torch_compile", "--ddp_timeout", "60")
-    expected = {"adam_beta2": 0.95, "optim": "adamw_torch_fused", "torch_compile": True, "ddp_timeout": 60}
+    config = train(
+        "--adam_beta2", "0.95", "--optim", "adamw_torch_fused", "--ddp_broadcast_buffers", "--ddp_timeout", "60"
+    )
+    expected = {"adam_beta2": 0.95, "optim": "adamw_torch_fused", "ddp_broadcast_buffers": True, "ddp_timeout": 60}
     assert dict(config.training_args) == expected
 
 

@@ -45,6 +45,7 @@ def test_files_that_come_and_go_do_not_disturb_a_listing(tmp_path: Path) -> None
         try:
             for _ in range(2000):
                 assert [Path(file.uri).name for file in storage.list_files(str(tmp_path))] == ["there"]
+                assert storage.list_files(f"{tmp_path}/*", hidden=True)
         finally:
             over.set()
         churning.result()

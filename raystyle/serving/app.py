@@ -242,21 +242,15 @@ def settle(config: ServeConfig, *, may_grow: bool) -> ServeConfig:
         raise ConfigError("`tensor_parallel_size` is vllm's\nhint: add `--engine vllm`, or leave it out")
     cpus_per_replica = config.cpus_per_replica or (1 if use_gpu else max(1, (cpus - 1) // config.max_replicas))
     # Serve would wait for them without a word, and without end.
-    needed = [("CPUs", cpus_per_replica, cpus, "less for each: `--cpus_per_replica`")]
+    needed = [("CPUs", cpus_per_replica, cpus, "--cpus_per_replica", "a larger machine")]
     if use_gpu:
-        less = "less for each: `--tensor_parallel_size`, or none: `--use_gpu false`"
-        needed.append(("GPUs", config.tensor_parallel_size, gpus, less))
-    for what, each, there, less in needed:
-        if config.min_replicas * each > there and not may_grow:
-            copies = (
-                "a copy of the model needs"
-                if config.min_replicas == 1
-                else f"{config.min_replicas} copies of the model need"
-            )
-            raise ConfigError(
-                f"{copies} {config.min_replicas * each} {what}, and this machine has {there}\n"
-                f"hint: fewer copies: `--min_replicas`, or {less}"
-            )
+        needed.append(("GPUs", config.tensor_parallel_size, gpus, "--tensor_parallel_size", "`--use_gpu false`"))
+    for what, each, there, flag, else_ in needed:
+        copies = config.min_replicas
+        if copies * each > there and not may_grow:
+            who = "a copy of the model needs" if copies == 1 else f"{copies} copies of the model need"
+            ways = ["fewer with `--min_replicas`"] * (copies > 1) + [f"less for each: `{flag}`"] * (each > 1) + [else_]
+            raise ConfigError(f"{who} {copies * each} {what}, and this machine has {there}\nhint: {'; '.join(ways)}")
     return dataclasses.replace(config, engine=engine, use_gpu=use_gpu, cpus_per_replica=cpus_per_replica)
 
 

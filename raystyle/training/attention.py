@@ -18,6 +18,7 @@ import torch
 
 from raystyle import models
 from raystyle.errors import ConfigError, TrainingError
+from raystyle.training import sharding
 
 PACKED_SDPA = "raystyle_packed_sdpa"
 VARLEN = "raystyle_varlen"
@@ -27,6 +28,8 @@ FLASH = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flas
 FLASH_CAPABILITY = (8, 0)
 # How far apart two logits may be, relative to the largest, when only the order of summation differs.
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-4, 5e-2
+# Of two blocks so many tokens are taken back to their embeddings: what that keeps is little beside what a step does.
+BACKWARD_TOKENS = 64
 
 
 def choose(attn_implementation: str, use_gpu: bool, bf16: bool) -> str:
@@ -157,7 +160,9 @@ def prove_isolation(model: Any, ids_T: torch.Tensor, block_lengths: Sequence[int
 
     `model` is a PEFT model. Alone means one sequence through transformers' own SDPA, and the difference is relative to the
     largest logit. A second check holds in any precision: with every token of the first block changed, the logits of all
-    other blocks must not move at all. Raises `TrainingError` where either fails.
+    other blocks must not move at all. A third one is made as a step is, in training mode and backwards, through whatever is
+    recomputed, fused or dropped there (but under ZeRO-3, whose shards only its own backward pass gathers): the gradient of a
+    block must be 0 at another one's tokens. Raises `TrainingError` where one of them fails.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -177,16 +182,47 @@ def prove_isolation(model: Any, ids_T: torch.Tensor, block_lengths: Sequence[int
     base.set_attn_implementation(implementation)
     largest = float(alone_TV.abs().max())
     difference = _apart(packed_TV, alone_TV, block_lengths, is_mixture) / largest
+    back = 0.0 if sharding.is_base_sharded(model) else _gradient_across(model, ids_T, block_lengths, implementation)
     model.train(was_training)
     is_exact = next(model.parameters()).dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
     tolerance = FP32_TOLERANCE if is_exact else BF16_TOLERANCE
-    if not difference <= tolerance or not leak <= (tolerance * largest if is_mixture else 0):
+    if not difference <= tolerance or not leak <= (tolerance * largest if is_mixture else 0) or back:
         raise TrainingError(
             f"packed documents are not isolated by `{implementation}`: their logits differ by {difference:.2e} of the "
-            f"largest from the documents alone, and by {leak:.2e} when another document changes\n"
+            f"largest from the documents alone, and by {leak:.2e} when another document changes; of a gradient, {back:.2e} "
+            "reaches another document\n"
             "hint: use `--attn_implementation sdpa`, or report this with the model's name"
         )
     return difference
+
+
+@torch.enable_grad()
+def _gradient_across(model: Any, ids_T: torch.Tensor, block_lengths: Sequence[int], implementation: str) -> float:
+    """In training mode: how large the second block's gradient is at the first one's tokens, beside its largest at its own."""
+    pieces = [block[:BACKWARD_TOKENS] for block in ids_T.split([*block_lengths])[:2]]
+    embedded: list[torch.Tensor] = []
+    hidden: list[torch.Tensor] = []
+
+    def begin(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    base = model.get_base_model()
+    hooks = [
+        base.get_input_embeddings().register_forward_hook(begin),
+        base.get_decoder().register_forward_hook(lambda module, inputs, output: hidden.append(output[0])),
+    ]
+    model.train()
+    try:
+        _forward(model, torch.cat(pieces), list(map(len, pieces)), implementation)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first = len(pieces[0])
+    # The parameters' own gradients are left alone: nobody sums them.
+    [gradient] = torch.autograd.grad(hidden[-1][0, first:].float().square().sum(), embedded[-1])
+    gradient_T = gradient[0].float().abs().amax(-1)
+    return float(gradient_T[:first].max() / gradient_T[first:].max())
 
 
 def _apart(a_TV: torch.Tensor, b_TV: torch.Tensor, block_lengths: Sequence[int], is_mixture: bool) -> float:
@@ -203,10 +239,13 @@ def _apart(a_TV: torch.Tensor, b_TV: torch.Tensor, block_lengths: Sequence[int],
 
 
 def _logits(model: Any, ids_T: torch.Tensor, block_lengths: Sequence[int], implementation: str) -> torch.Tensor:
-    output = model(
+    return _forward(model, ids_T, block_lengths, implementation).logits[0].float()  # type: ignore[no-any-return]
+
+
+def _forward(model: Any, ids_T: torch.Tensor, block_lengths: Sequence[int], implementation: str) -> Any:
+    return model(
         input_ids=ids_T[None],
         position_ids=flat_positions(block_lengths).to(ids_T.device),
         use_cache=False,
         **boundaries(block_lengths, implementation, ids_T.device),
     )
-    return output.logits[0].float()  # type: ignore[no-any-return]

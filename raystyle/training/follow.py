@@ -110,11 +110,12 @@ def _milestone(entry: dict[str, Any]) -> str | None:
             f"isolation of documents proved: logits within {entry['isolation_logit_difference']:.0e} of each one alone"
         )
     if "continued_from_step" in entry:
-        return (
-            f"continued from the checkpoint of step {entry['continued_from_step']}, by {workers(entry)}{between(entry)}"
-        )
+        went_on = f"continued from the checkpoint of step {entry['continued_from_step']}, by {workers(entry)}"
+        return f"{went_on}{between(entry)}{torn(entry)}"
     if "num_workers" in entry:
-        return f"training with {workers(entry)}{between(entry)}"
+        return f"training with {workers(entry)}{between(entry)}{torn(entry, 'training starts over')}"
+    if "leaving_at_step" in entry:
+        return f"a machine is announced to go: a checkpoint is kept after step {entry['leaving_at_step']}"
     if entry.get("left_out"):
         return f"{entry['bad_loss']}; the step was left out: {described(entry['rows'], entry['sources'])}"
     if "heldout_loss" in entry:
@@ -125,6 +126,16 @@ def _milestone(entry: dict[str, Any]) -> str | None:
 def workers(entry: dict[str, Any]) -> str:
     count = entry["num_workers"]
     return f"{count} worker{'s' if count > 1 else ''}"
+
+
+def torn(entry: dict[str, Any], consequence: str = "") -> str:
+    """A warning of checkpoints that could not be continued from, and so were deleted."""
+    names = entry.get("torn_checkpoints")
+    if not names:
+        return ""
+    return f"\nwarning: not complete, or damaged, and deleted: {', '.join(names)}" + (
+        f"; {consequence}" if consequence else ""
+    )
 
 
 def between(entry: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from raystyle.config import TrainConfig
 from raystyle.errors import ConfigError, RaystyleError, StorageError, TrainingError
 from raystyle.flags import from_dict, parse, to_dict
 from raystyle.training import (
+    agreement,
     attention,
     checkpoints,
     continuation,
@@ -64,13 +65,20 @@ def train_worker(task_dict: dict[str, Any]) -> None:
         return
     try:
         batches = _batches if task.stream_shards else None
-        train(task, Worker(context.get_world_rank(), context.get_world_size(), hand_over, batches))
+        train(task, Worker(context.get_world_rank(), context.get_world_size(), hand_over, batches, _is_leaving))
     except StorageError:
         raise  # storage may answer again in a minute: another attempt is right
     except RaystyleError as error:
         own = getattr(error, "cause", error)  # of a task that makes rows, Ray passes it on in a class of both kinds
         storage.write_json(failure_path, {"error": type(own).__name__, "message": str(own)})
         raise
+
+
+def _is_leaving() -> bool:
+    """Whether a machine with one of the workers is announced to go, as spot machines are. Every worker must ask."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
 
 
 def _batches(rows: int) -> Any:
@@ -100,7 +108,7 @@ def _report(task: Task, step: int, directory: str | None) -> None:
             checkpoint=ray.train.Checkpoint.from_directory(directory),
             checkpoint_dir_name=checkpoints.name_of(step),
             checkpoint_upload_fn=upload,
-            validation=task.is_validated,
+            validation=task.is_validated and step in task.checkpoint_steps,
         )
 
 
@@ -149,7 +157,9 @@ def train(task: Task, worker: Worker) -> None:
         }
         if worker.num_workers > 1:
             step |= transport.measure(4 * trained, device, scratch)
-        start = resume_point(config.output_dir, rank)
+        start, torn = resume_point(config.output_dir, rank)
+        if torn:
+            step["torn_checkpoints"] = torn
         dataset: Placed | Streamed
         if isinstance(order, StreamOrder):
             assert worker.batches
@@ -167,6 +177,7 @@ def train(task: Task, worker: Worker) -> None:
                 data_collator=lambda batch: flat_batch(batch, config.isolation, implementation),
                 run=Run(config, task, worker, order, tokenizer, implementation, callbacks(config, rank, scratch), step),
             )
+            agreement.check(trainer.base_identity, task)
             if start is None:
                 continuation.take_weights(config, task.start_digest, model)
                 trainer.train()
@@ -252,17 +263,19 @@ class UploadOnSave(transformers.TrainerCallback):
         storage.upload(self.local_dir, self.uri)
 
 
-def resume_point(output_dir: str, rank: int) -> str | None:
-    """The checkpoint that all workers continue from: rank 0 looks and verifies, the others follow it."""
-    found: list[str | None] = [None]
+def resume_point(output_dir: str, rank: int) -> tuple[str | None, list[str]]:
+    """The checkpoint that all workers continue from, and the names of those that were incomplete or damaged: rank 0 looks and
+    verifies, the others follow it."""
+    found: list[Any] = [None, []]
     if rank == 0:
         found[0], torn = checkpoints.last_good(storage.join(output_dir, "checkpoints"))
+        found[1] = [storage.basename(uri) for uri in torn]
         for uri in torn:
             # A crash while uploading leaves these; deleted, so that nothing takes them for checkpoints.
             storage.delete(uri)
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(found, src=0)
-    return found[0]
+    return found[0], found[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -61,6 +61,20 @@ def deepspeed_config(deepspeed: str | None) -> dict[str, Any] | None:
             "hint: leave them out; `learning_rate`, `lr_scheduler_type` and the like are flags"
         )
     zero = loaded.get("zero_optimization", {})
+    stage, sums = zero.get("stage"), loaded.get("data_types", {}).get("grad_accum_dtype")
+    for is_so, what in (
+        (not stage, "no `zero_optimization` with a `stage` of 1, 2 or 3"),
+        (stage == 1 and sums == "fp32", "`grad_accum_dtype` fp32, for which DeepSpeed has another kind of optimizer"),
+        (
+            zero.get("compute_grad_norm") is False,
+            "`compute_grad_norm` false, so that nobody sees a gradient that breaks",
+        ),
+    ):
+        if is_so:
+            raise ConfigError(
+                f"`deepspeed` file `{deepspeed}` has {what}, and could not be continued or judged\n"
+                f"hint: use a preset ({', '.join(PRESETS)}), or mend the file"
+            )
     if "nvme" in (zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param")):
         raise ConfigError(
             f"`deepspeed` file `{deepspeed}` offloads to NVMe, from where checkpoints cannot be continued\n"

@@ -58,11 +58,12 @@ class Meter:
         self.tokens += position_ids.numel()
         self.keys += int(position_ids.sum()) + position_ids.numel()
 
-    def read(self, num_workers: int, step: int, steps: int) -> dict[str, float]:
-        """What metrics.jsonl says of the time since the last reading; `step` of `steps` is done."""
+    def read(self, share: float, step: int, steps: int) -> dict[str, float]:
+        """What metrics.jsonl says of the time since the last reading; `step` of `steps` is done. `share` of the global batch is
+        this worker's."""
         now_s = time.monotonic()
         seconds = max(now_s - self.since_s, 1e-9)
-        found = {"tokens_per_second": round(self.tokens * num_workers / seconds, 1)}
+        found = {"tokens_per_second": round(self.tokens / share / seconds, 1)}
         if self.peak and self.tokens:
             flops = self.tokens * self.flops_per_token + self.keys * self.flops_per_key
             found["model_flop_utilisation"] = round(flops / seconds / self.peak, 4)

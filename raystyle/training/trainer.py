@@ -6,7 +6,6 @@ pickle that any number of workers can continue.
 """
 
 import dataclasses
-import math
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from raystyle.training.rows import Order, Rows, block_lengths
 from raystyle.training.streamed import Batches, Seen, Streamed, StreamOrder
 
 METRICS_INTERVAL_S = 2.0
+ASK_INTERVAL_S = 10.0  # a spot machine is announced some minutes, of some clouds 30 s, before it goes
 METRICS_PAUSE_S = 60.0  # after storage failed to take them
 # The proof takes the heads of this many blocks, from as few rows as hold them.
 PROOF_BLOCKS, PROOF_ROWS, PROOF_TOKENS_PER_BLOCK = 4, 4, 256
@@ -58,12 +58,14 @@ class Worker:
 
     `hand_over(step, directory)` is called by every worker at each checkpoint; rank 0's directory holds it, others have
     None. It returns when the checkpoint is in the run's storage. `batches` are the worker's rows where they are streamed.
+    `is_leaving` asks whether a worker's machine is announced to go; all workers ask at the same time.
     """
 
     rank: int
     num_workers: int
     hand_over: Callable[[int, str | None], None]
     batches: Batches | None = None
+    is_leaving: Callable[[], bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +96,14 @@ class PackedTrainer(transformers.Trainer):
         self.micro_batches: list[tuple[int, torch.Tensor, int]] = []
         self.kept_losses: list[float] = []
         self.skipped = self.skipped_in_a_row = 0
+        self.asks = self.is_told = False  # whether a machine is going to leave; that one is
+        self.asked_s = time.monotonic()
         self.hidden_TD: Any = None
         self.evaluated: metrics.Records = {}
         self.reading = threading.Thread()
         # Now, while the folder is what was loaded from it.
         self.base_identity = models.identity(run.config.model_name_or_path)
-        super().__init__(**arguments, callbacks=[SaveAt(run.task.checkpoint_steps), *run.callbacks])
+        super().__init__(**arguments, callbacks=[SaveAt(run.task.checkpoint_steps, self.is_leaving), *run.callbacks])
         self.remove_callback(transformers.PrinterCallback)
         base = self.model.get_base_model()
         base.get_decoder().register_forward_hook(self._keep_hidden)
@@ -148,11 +152,16 @@ class PackedTrainer(transformers.Trainer):
     def judge_step(self, num_items: float) -> None:
         """Before the optimizer moves: stop at a bad step, or leave it out; see `guard.py`. Every worker decides alike."""
         micro_batches, self.micro_batches = self.micro_batches, []
+        workers, is_first = self.run.order.num_workers, self.run.order.rank == 0
+        asks = is_first and not self.is_told and time.monotonic() - self.asked_s >= ASK_INTERVAL_S
         total = torch.stack([loss for _, loss, _ in micro_batches]).float().sum()
-        workers = self.run.order.num_workers
+        both = torch.stack(
+            [total, total.new_tensor(float(asks))]
+        )  # one sum for both: that all ask together costs nothing
         if workers > 1:
-            torch.distributed.all_reduce(total)
-        loss, step = float(total) / workers, self.state.global_step + 1
+            torch.distributed.all_reduce(both)
+        self.asks = float(both[1]) > 0
+        loss, step = float(both[0]) / workers, self.state.global_step + 1
         history = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         reason = guard.what_is_bad(step, loss, self.gradient_norm(), history, self.run.config.loss_spike)
         if reason is None:
@@ -179,19 +188,28 @@ class PackedTrainer(transformers.Trainer):
         entry = {"step": step, "bad_loss": reason, "rows": numbers, "sources": names, "left_out": is_left_out}
         self.record(entry)
         if not is_left_out:
+            can_skip = "" if self.is_deepspeed_enabled else ", and `--on_bad_loss skip` leaves such steps out"
             raise TrainingError(
                 f"{reason}; its worst: {guard.described(numbers, names)}\n"
-                "hint: look at these rows' text, or use a lower `learning_rate`; the checkpoints before it are good, and "
-                "`--on_bad_loss skip` leaves such steps out"
+                f"hint: look at these rows' text, or use a lower `learning_rate`; the checkpoints before it are good{can_skip}"
             )
         self.model.zero_grad(set_to_none=True)  # an optimizer does not touch what has no gradient, nor its moments
 
+    def is_leaving(self) -> bool:
+        """Whether a machine has just been announced to go: then a checkpoint is kept at once, for the next one may be far."""
+        if not self.asks or self.run.worker.is_leaving is None:
+            return False
+        self.asks, self.asked_s = False, time.monotonic()
+        self.is_told = self.run.worker.is_leaving()
+        if self.is_told:
+            self.record({"leaving_at_step": self.state.global_step})
+        return self.is_told
+
     def gradient_norm(self) -> float:
         """Of this step's gradients, the same on every worker. DeepSpeed, which has taken the step by now and freed them, keeps
-        the norm, if it computes one; what is not finite is -1 to it."""
+        the norm."""
         if self.is_deepspeed_enabled:
-            norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
-            return 0.0 if norm is None else math.nan if norm < 0 else float(norm)
+            return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm())
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
@@ -239,7 +257,10 @@ class PackedTrainer(transformers.Trainer):
             return  # the Trainer's own summary counts this process's steps alone, not the run's
         now_s = time.monotonic()
         if "loss" in logs:
-            logs |= self.meter.read(self.run.order.num_workers, self.state.global_step, self.state.max_steps)
+            order = self.run.order
+            # Where workers do not divide the micro-batches, the first one has more of them than others.
+            share = order.per_device_batch * order.accumulation / order.global_batch
+            logs |= self.meter.read(share, self.state.global_step, self.state.max_steps)
             if self.skipped:  # the Trainer's own mean holds the steps that were left out, or is nan ever since
                 logs |= {"loss": statistics.fmean(self.kept_losses)} if self.kept_losses else {}
                 left_out = [] if self.kept_losses else ["loss", "grad_norm"]
@@ -297,6 +318,9 @@ class PackedTrainer(transformers.Trainer):
                     if cursor:
                         checkpoints.write_cursor(directory, cursor)
                     checkpoints.save(directory, step, self.model, optimizer_tensors, self.state, self.about())
+                    adapters.verify(
+                        directory, self.run.task.layer_counts, may_be_zero=True
+                    )  # a warm-up begins at rate 0
             self.run.worker.hand_over(step, directory if self.is_world_process_zero() else None)
         if self.is_world_process_zero():
             if self.run.config.save_total_limit:
@@ -363,6 +387,7 @@ class PackedTrainer(transformers.Trainer):
             difference = attention.prove_isolation(
                 self.model, torch.cat(pieces), list(map(len, pieces)), self.run.implementation
             )
+            self.hidden_TD = None
             self.record({"isolation_logit_difference": difference, "isolation_blocks": len(pieces)})
 
     def measure_heldout(self) -> None:
@@ -372,7 +397,9 @@ class PackedTrainer(transformers.Trainer):
         length = self.run.task.manifest["max_seq_length"]
         blocks = heldout.blocks(self.run.task.prepared_dir, self.run.tokenizer, length)
         total, count = heldout.summed_loss(self, blocks, self.run.order.rank, self.run.order.num_workers)
-        self.record({"heldout_loss": round(total / count, 6), "heldout_tokens": count})
+        found = {"heldout_loss": round(total / count, 6), "heldout_tokens": count}
+        self.record(found)
+        self.callback_handler.on_log(self.args, self.state, self.control, found)  # TensorBoard, W&B and MLflow
 
     def write_sample(self, name: str) -> None:
         """Continue the neutral prompt greedily into samples/."""
@@ -392,8 +419,7 @@ class PackedTrainer(transformers.Trainer):
             [(entry["step"], entry[name]) for entry in self.state.log_history if name in entry]
             for name in ("loss", "heldout_loss")
         )
-        parameters = sum(p.numel() for name, p in self.model.named_parameters() if ".lora_" not in name)
-        if gate.judge(losses, held_out, parameters).word.startswith("plateau"):
+        if gate.judge(losses, held_out, self.run.task.parameters[0]).word.startswith("plateau"):
             self.record(hardest.find(self))
 
     def finish(self) -> None:
@@ -408,13 +434,13 @@ class PackedTrainer(transformers.Trainer):
 
 
 class SaveAt(transformers.TrainerCallback):
-    """Ask for a checkpoint, and a line of metrics, after exactly the planned steps."""
+    """Ask for a checkpoint, and a line of metrics, after the planned steps, and when a machine is about to leave."""
 
-    def __init__(self, steps: list[int]) -> None:
-        self.steps = set(steps)
+    def __init__(self, steps: list[int], is_leaving: Callable[[], bool]) -> None:
+        self.steps, self.is_leaving = set(steps), is_leaving
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_save = state.global_step in self.steps
+        control.should_save = state.global_step in self.steps or self.is_leaving()
         # A logged loss is a mean since the last log: one that began before a checkpoint could not be continued.
         control.should_log = control.should_log or control.should_save
         return control

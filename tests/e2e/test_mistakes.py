@@ -191,7 +191,8 @@ def test_copies_of_the_model_that_nobody_has_room_for(copies, cores, tiny_model)
     assert app.settle(config, may_grow=True).cpus_per_replica == cores
 
 
-def test_a_gpu_that_is_not_there(tiny_model):
+def test_a_gpu_that_is_not_there(tiny_model, monkeypatch):
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
     config = from_dict(ServeConfig, {"model_name_or_path": str(tiny_model), "use_gpu": True})
     with pytest.raises(
         ConfigError, match=r"a copy of the model needs 1 GPUs, and this machine has 0\nhint: .*--use_gpu false"

@@ -151,10 +151,12 @@ for name, words, begins in json.loads(sys.argv[1]):
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     AcceleratorState._reset_state()
     unset_hf_deepspeed_config()
+    if name == "apart" and os.environ["RANK"] == "1":
+        words[words.index("--learning_rate") + 1] = "0.5"
     trainer.PackedTrainer.loss_sum = poisoned if name.startswith("poisoned") else original
     code = loop.main([*words, "--output_dir", str(Path(name).absolute())])
-    if bool(code) != name.startswith("poisoned"):
-        sys.exit(code)
+    if bool(code) != name.startswith(("poisoned", "apart")):
+        sys.exit(f"{name} ended with {code}")
 """
 WAYS = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 SHORT = {"max_steps": 6, "save_steps": 3, "lora_r": 3, "lora_alpha": 6}  # ZeRO-3's shards are uneven here
@@ -186,9 +188,14 @@ def together(undisturbed, tiny_model, tiny_prepared, tmp_path_factory):
         ),  # a folder `zero1` would be taken for a file of settings
         a_run("zero3 after ddp", ("ddp", 3), deepspeed="zero3", **SHORT),
         a_run("ddp after zero3", ("by zero3", 3), **SHORT),
+        a_run("zero1 after itself", ("by zero1", 3), deepspeed="zero1", **SHORT),
+        a_run("zero3_offload after zero2_offload", ("by zero2_offload", 3), deepspeed="zero3_offload", **SHORT),
+        a_run("16 bits", deepspeed="zero2", bf16=True, **SHORT),
+        a_run("16 bits after itself", ("16 bits", 3), deepspeed="zero2", bf16=True, **SHORT),
         a_run("stage", **stage),
         a_run("stage by zero2", ("stage", 4), deepspeed="zero2", **stage),
         a_run("mixtral", model=mixtral, **EXPERTS),
+        a_run("apart", **SHORT),
         a_run("poisoned, zero2", deepspeed="zero2", bf16=True, **SHORT),
         a_run("poisoned, zero3", deepspeed="zero3", **SHORT),
     ]
@@ -196,6 +203,7 @@ def together(undisturbed, tiny_model, tiny_prepared, tmp_path_factory):
     launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2", "together.py"]
     done = subprocess.run([*launcher, json.dumps(runs)], capture_output=True, text=True, timeout=900, cwd=place)
     assert done.returncode == 0, done.stderr
+    (place / "said.txt").write_text(done.stderr)
     return place
 
 
@@ -227,6 +235,10 @@ def test_a_run_leaves_everything_it_promises(undisturbed, tiny_model):
         }
     resolved = flags.parse(TrainConfig, ["--config", str(output / "config.json")])
     assert flags.to_dict(resolved) == json.loads((output / "config.json").read_text())
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "tensorboard")).Reload()
+    assert {"train/loss", "train/heldout_loss"} <= set(events.Tags()["scalars"])
     page = (output / "report.html").read_text()
     assert "held out" in page and "今日天气阴沉，" in page
 
@@ -309,7 +321,10 @@ def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_mo
     assert distance(adapter(output), adapter(reference_output)) < 1e-5
 
 
-@pytest.mark.parametrize("name", [*(f"by {way}" for way in WAYS), "zero3 after ddp", "ddp after zero3"])
+CHANGES = ["zero3 after ddp", "ddp after zero3", "zero1 after itself", "zero3_offload after zero2_offload"]
+
+
+@pytest.mark.parametrize("name", [*(f"by {way}" for way in WAYS), *CHANGES])
 def test_every_way_to_share_the_work_gives_the_same_and_continues_the_others(together, name):
     """DDP and ZeRO-1, 2 and 3, with and without offloading, on two workers."""
     expected = told_losses(together / "ddp")
@@ -317,6 +332,20 @@ def test_every_way_to_share_the_work_gives_the_same_and_continues_the_others(tog
     assert told_losses(together / name) == pytest.approx(expected, abs=1e-5)
     assert continued_from(together / name) == ([3] if " after " in name else [])
     assert distance(adapter(together / name), adapter(together / "ddp")) < 1e-5
+
+
+def test_in_16_bits_zero_goes_on_with_the_weights_in_full_precision(together):
+    """What DeepSpeed updates beside the model's 16 bits: from those alone the first step would go elsewhere."""
+    whole, parts = together / "16 bits", together / "16 bits after itself"
+    assert continued_from(parts) == [3]
+    assert told_losses(parts) == told_losses(whole)
+    assert distance(adapter(parts), adapter(whole)) == 0
+
+
+def test_workers_that_were_told_different_things_are_refused(together):
+    said = (together / "said.txt").read_text()
+    assert "the workers differ: `learning_rate` is 0.003 for worker 0 and 0.5 for worker 1" in said
+    assert not (together / "apart" / "adapter").exists()
 
 
 def test_a_second_stage_begins_as_the_adapter_it_continues_from(
@@ -413,6 +442,7 @@ def test_a_killed_job_continues_by_the_same_command_past_a_torn_checkpoint(
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"continued from the checkpoint of step {int(newest[-8:])}" in done.stderr
+    assert f"warning: not complete, or damaged, and deleted: {torn.name}" in done.stderr
     assert not torn.exists()
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [entry["step"] for entry in metrics if "loss" in entry]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from raystyle.errors import ConfigError, TrainingError
-from raystyle.training import attention
+from raystyle.training import attention, lora_linear
+from raystyle.training.recompute import recompute
 
 LENGTHS = [5, 1, 9, 3]
 
@@ -42,18 +43,25 @@ def test_packed_sdpa_equals_plain_sdpa_on_one_document(model, tiny_model, ids_T)
     torch.testing.assert_close(found, expected)
 
 
-def test_gradients_do_not_cross_a_boundary(model, ids_T):
-    embedded = model.get_input_embeddings()(ids_T)[None].detach().requires_grad_()
-    output = model(
-        inputs_embeds=embedded,
-        position_ids=attention.flat_positions(LENGTHS),
-        use_cache=False,
-        **attention.boundaries(LENGTHS, attention.PACKED_SDPA),
-    )
-    output.logits[0, 6:15].sum().backward()
-    reached = embedded.grad[0].abs().sum(-1).nonzero().flatten().tolist()
-    assert set(reached) <= set(range(6, 15))
-    assert 6 in reached
+@pytest.mark.parametrize("is_fused", [False, True], ids=["PEFT's layers", "fused"])
+@pytest.mark.parametrize("recomputing", [0, 2], ids=["all is kept", "recomputed"])
+def test_gradients_do_not_cross_a_boundary_in_a_step(recomputing, is_fused, tiny_model, ids_T, monkeypatch):
+    """The proof's third check, and that a leak which only training has, and no logits show, is caught by it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation=attention.PACKED_SDPA)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1))
+    assert not is_fused or lora_linear.fuse(model) > 0
+    assert recompute(model, recomputing) == recomputing
+    assert attention.prove_isolation(model, ids_T, LENGTHS, attention.PACKED_SDPA) < 1e-5
+    assert all(parameter.grad is None for parameter in model.parameters())
+    layer, forward = base.model.layers[0].mlp, type(base.model.layers[0].mlp).forward
+    leak = lambda hidden: forward(layer, hidden) + (1e-6 * hidden[:, :1] if layer.training else 0)  # noqa: E731
+    monkeypatch.setattr(layer, "forward", leak)
+    with pytest.raises(TrainingError, match="reaches another document"):
+        attention.prove_isolation(model, ids_T, LENGTHS, attention.PACKED_SDPA)
 
 
 @pytest.mark.parametrize("window", [3, 6, 64])

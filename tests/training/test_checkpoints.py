@@ -176,4 +176,4 @@ def test_storage_that_does_not_answer_says_nothing_of_a_checkpoint(tmp_path, tra
     with pytest.raises(StorageError, match="cannot reach"):
         loop.resume_point(str(tmp_path), 0)
     monkeypatch.setattr(storage, "open_input", original)
-    assert loop.resume_point(str(tmp_path), 0) == str(place)
+    assert loop.resume_point(str(tmp_path), 0) == (str(place), [])

@@ -33,6 +33,10 @@ def test_a_file_is_taken_as_it_is_at_any_stage(tmp_path):
         ({"optimizer": {}}, "sets its own optimizer"),
         ({"scheduler": {}, "optimizer": {}}, "sets its own optimizer and scheduler"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offloads to NVMe"),
+        ({}, "no `zero_optimization`"),
+        ({"zero_optimization": {"stage": 0}}, "no `zero_optimization` with a `stage`"),
+        ({"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}, "`grad_accum_dtype` fp32"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "nobody sees a gradient that breaks"),
         (None, "hint: use zero1, zero2"),
     ],
 )

@@ -10,16 +10,19 @@ import transformers
 
 from raystyle import flags, storage
 from raystyle.config import TrainConfig
-from raystyle.errors import TrainingError
+from raystyle.errors import ModelError, TrainingError
 from raystyle.training import attention, guard, lora, metrics, speed
-from raystyle.training.follow import note
+from raystyle.training import trainer as trainer_module
+from raystyle.training.follow import _milestone, note
 from raystyle.training.rows import Order, Placed, Rows, flat_batch
 
 STEPS, BAD_STEP = 8, 3
 
 
-def trainer_for(model_path, prepared, output, tokenizer=None, **values):
-    """The trainer on real rows, without Ray: no checkpoint is asked for."""
+def trainer_for(
+    model_path, prepared, output, tokenizer=None, hand_over=lambda step, directory: None, is_leaving=None, **values
+):
+    """The trainer on real rows, without Ray: no checkpoint is planned."""
     from transformers import AutoModelForCausalLM, TrainingArguments
 
     from raystyle.training.trainer import PackedTrainer, Run, Task, Worker
@@ -47,7 +50,7 @@ def trainer_for(model_path, prepared, output, tokenizer=None, **values):
         args=arguments,
         train_dataset=Placed(rows, order),
         data_collator=lambda batch: flat_batch(batch, config.isolation, attention.PACKED_SDPA),
-        run=Run(config, task, Worker(0, 1, lambda step, directory: None), order, tokenizer, attention.PACKED_SDPA, ()),
+        run=Run(config, task, Worker(0, 1, hand_over, None, is_leaving), order, tokenizer, attention.PACKED_SDPA, ()),
     )
 
 
@@ -198,11 +201,11 @@ def test_utilisation_is_tokens_times_the_model_s_flops_over_the_peak(monkeypatch
     meter = speed.Meter(32.0e9, 0.524e6, 989e12)
     meter.count(torch.arange(1024).repeat(8)[None])
     now_s[0] = 8192 / 15_060
-    found = meter.read(num_workers=2, step=1, steps=10)
+    found = meter.read(share=1 / 2, step=1, steps=10)
     assert found["tokens_per_second"] == pytest.approx(2 * 15_060, rel=1e-3)
     assert found["model_flop_utilisation"] == pytest.approx(15_060 * (32.0e9 + 0.524e6 * 512.5) / 989e12, rel=1e-3)
     now_s[0] += 5
-    assert meter.read(2, 2, 10)["seconds_left"] == 40
+    assert meter.read(1 / 2, 2, 10)["seconds_left"] == 40
     assert "model_flop_utilisation" not in speed.Meter(1, 1, None).read(1, 1, 1)
 
 
@@ -216,3 +219,54 @@ def test_the_bar_says_what_there_is():
         "seconds_left": 120,
     }
     assert note(full) == "loss 2.000, 9,000 tokens/s, 50.0% of peak, 70.0 GB, 2 min left"
+
+
+def test_a_machine_that_is_announced_to_go_means_a_checkpoint_at_once_and_once(
+    tiny_model, prepared, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trainer_module, "ASK_INTERVAL_S", 0.0)
+    asked, kept = [], []
+    trainer = trainer_for(
+        tiny_model, prepared, tmp_path / "r", hand_over=lambda step, _: kept.append(step), sample_prompt="",
+        is_leaving=lambda: asked.append(1) or len(asked) >= 3,
+    )  # fmt: skip
+    trainer.train()
+    assert kept == [3]
+    [entry] = [entry for entry in metrics.read(str(tmp_path / "r")) if "leaving_at_step" in entry]
+    assert "a checkpoint is kept after step 3" in (_milestone(entry) or "")
+
+
+@pytest.mark.parametrize("what", ["not finite", "missing"])
+def test_a_checkpoint_whose_adapter_is_broken_is_not_handed_over(what, tiny_model, prepared, tmp_path):
+    kept = []
+    trainer = trainer_for(tiny_model, prepared, tmp_path / "r", hand_over=lambda *_: kept.append(1), sample_prompt="")
+    trainer.train()
+    if what == "missing":
+        trainer.run.task.layer_counts["q_proj"] = 3
+    else:
+        next(p for name, p in trainer.model.named_parameters() if "lora_B" in name).data[0, 0] = math.nan
+    with pytest.raises(ModelError, match="not finite" if what == "not finite" else "of 3 `q_proj` layers"):
+        trainer._save_checkpoint(trainer.model, None)
+    assert kept == []
+
+
+def test_the_first_of_three_workers_speaks_for_all_four_micro_batches(monkeypatch):
+    """It has two of them, and the others one each."""
+    monkeypatch.setattr(speed.time, "monotonic", lambda: 0.0)
+    meter = speed.Meter(1, 1, None)
+    monkeypatch.setattr(speed.time, "monotonic", lambda: 1.0)
+    order = Order(100, 8, 2, 0, 3, 5, 42)
+    for micro in range(order.accumulation):
+        meter.count(torch.arange(len(order.micro_batch(micro)) * 10)[None])
+    share = order.per_device_batch * order.accumulation / order.global_batch
+    assert meter.read(share, 1, 5)["tokens_per_second"] == 80
+
+
+def test_checkpoints_that_nobody_can_continue_from_are_told():
+    entry = {"continued_from_step": 40, "num_workers": 2, "torn_checkpoints": ["step-00000060", "step-00000050"]}
+    assert (_milestone(entry) or "").endswith(
+        "by 2 workers\nwarning: not complete, or damaged, and deleted: step-00000060, step-00000050"
+    )
+    assert (_milestone({"num_workers": 1, "torn_checkpoints": ["step-00000060"]}) or "").endswith(
+        "; training starts over"
+    )
