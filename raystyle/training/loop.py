@@ -11,8 +11,10 @@ starts them again; the same command continues a run, whichever of the ways began
 import dataclasses
 import functools
 import os
+import shutil
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -59,7 +61,7 @@ def train_worker(task_dict: dict[str, Any]) -> None:
 
     task = Task(**task_dict)
     context = ray.train.get_context()
-    hand_over = functools.partial(_report, task)
+    hand_over = functools.partial(_report, task, threading.Semaphore())
     failure_path = storage.join(task.config["output_dir"], FAILURE)
     if storage.exists(failure_path):
         return
@@ -89,27 +91,46 @@ def _batches(rows: int) -> Any:
     return shard.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=2)
 
 
-def _report(task: Task, step: int, directory: str | None) -> None:
-    """Hand a checkpoint over by way of Ray Train, which waits until every worker is here."""
+def _report(task: Task, is_free: threading.Semaphore, step: int, directory: str | None) -> None:
+    """Hand a checkpoint over by way of Ray Train, which waits until every worker is here, and uploads beside training; what it
+    fails with ends this worker. One at a time, for the disk holds them meanwhile; the last one is waited for."""
     import ray.train
 
     # Of the same place Ray Train takes only a checkpoint that lies in its own filesystem object.
     theirs: Any = ray.train.get_context().get_storage()
 
     def upload(checkpoint: Any, name: str) -> Any:
-        checkpoints.upload(checkpoint.path, storage.join(task.config["output_dir"], "checkpoints", name))
+        try:
+            keep(task, step, checkpoint.path)
+        finally:
+            is_free.release()
         return ray.train.Checkpoint(f"{theirs.experiment_fs_path}/{name}", theirs.storage_filesystem)
 
+    modes = ray.train.CheckpointUploadMode
+    mode = modes.SYNC if step == task.steps else modes.ASYNC
     if directory is None:
-        ray.train.report({"step": step})
+        ray.train.report({"step": step}, checkpoint_upload_mode=mode)
     else:
+        is_free.acquire()
         ray.train.report(
             {"step": step},
             checkpoint=ray.train.Checkpoint.from_directory(directory),
             checkpoint_dir_name=checkpoints.name_of(step),
+            checkpoint_upload_mode=mode,
             checkpoint_upload_fn=upload,
             validation=task.is_validated and step in task.checkpoint_steps,
         )
+
+
+def keep(task: Task, step: int, directory: str) -> None:
+    """Copy a saved checkpoint to the run's storage, delete it here, and there those that are too many."""
+    place = storage.join(task.config["output_dir"], "checkpoints")
+    try:
+        checkpoints.upload(directory, storage.join(place, checkpoints.name_of(step)))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if most := task.config["save_total_limit"]:
+        checkpoints.prune(place, most)
 
 
 def train(task: Task, worker: Worker) -> None:
@@ -314,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def hand_over(step: int, directory: str | None) -> None:
         if directory is not None:
-            checkpoints.upload(directory, storage.join(config.output_dir, "checkpoints", checkpoints.name_of(step)))
+            keep(task, step, directory)
 
     try:
         with ExitStack() as stack:

@@ -6,6 +6,7 @@ pickle that any number of workers can continue.
 """
 
 import dataclasses
+import shutil
 import statistics
 import sys
 import tempfile
@@ -312,21 +313,21 @@ class PackedTrainer(transformers.Trainer):
         if self.is_world_process_zero() and not sharding.is_base_sharded(self.model):
             self.write_sample(f"step-{step:08d}")
         cursor = self.train_dataset.cursor_after(step) if isinstance(self.train_dataset, Streamed) else None
-        with tempfile.TemporaryDirectory(prefix="raystyle-checkpoint-") as directory:
+        directory = tempfile.mkdtemp(prefix="raystyle-checkpoint-") if self.is_world_process_zero() else None
+        try:
             with sharding.whole_adapter(self.model):
-                if self.is_world_process_zero():
+                if directory:
                     if cursor:
                         checkpoints.write_cursor(directory, cursor)
                     checkpoints.save(directory, step, self.model, optimizer_tensors, self.state, self.about())
-                    adapters.verify(
-                        directory, self.run.task.layer_counts, may_be_zero=True
-                    )  # a warm-up begins at rate 0
-            self.run.worker.hand_over(step, directory if self.is_world_process_zero() else None)
+                    # A warm-up begins at rate 0, where nothing is learned yet.
+                    adapters.verify(directory, self.run.task.layer_counts, may_be_zero=True)
+        except BaseException:
+            if directory:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
+        self.run.worker.hand_over(step, directory)
         if self.is_world_process_zero():
-            if self.run.config.save_total_limit:
-                checkpoints.prune(
-                    storage.join(self.run.config.output_dir, "checkpoints"), self.run.config.save_total_limit
-                )
             self.read_evaluations()
             self.write_metrics()
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -419,6 +420,52 @@ def test_a_killed_worker_changes_nothing(undisturbed, tiny_model, tiny_prepared,
     assert any(entry.get("continued_from_step", 0) >= EVERY for entry in result.metrics)
     assert losses(result)[-1] == pytest.approx(losses(reference)[-1], abs=1e-5)
     assert distance(adapter(output), adapter(reference_output)) == 0
+
+
+# Python runs it at each start: checkpoints take their time on the way to storage.
+SLOW_UPLOADS = """
+import importlib.abc, importlib.util, sys, time
+
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "raystyle.training.checkpoints":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            upload = module.upload
+            module.upload = lambda *places: (time.sleep(6), upload(*places))
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.mark.slow
+def test_steps_go_on_while_a_checkpoint_is_uploaded(undisturbed, tiny_model, tiny_prepared, tmp_path):
+    """The last checkpoint is waited for, and one that comes while another is on its way."""
+    _, reference_output = undisturbed
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(SLOW_UPLOADS)
+    command = [sys.executable, "-m", "raystyle", "train", *words(tiny_model, tiny_prepared, tmp_path / "r")]
+    path = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = metrics.read(str(tmp_path / "r"))
+    speeds = {entry["step"]: entry["tokens_per_second"] for entry in told if "loss" in entry}
+    usual = statistics.median(speeds.values())
+    assert speeds[EVERY + 1] > usual / 4, "a step of some milliseconds that waits for seconds"
+    assert speeds[2 * EVERY + 1] < usual / 4, "the second one waited for the first"
+    assert distance(adapter(tmp_path / "r"), adapter(reference_output)) == 0
+    assert [p.name for p in sorted((tmp_path / "r/checkpoints").glob("step-*"))] == [
+        checkpoints.name_of(step) for step in range(EVERY, STEPS + 1, EVERY)
+    ]
 
 
 @pytest.mark.slow
