@@ -136,7 +136,9 @@ def disturb(command: Command, ray: resume.Cluster, targets: list[str], steps: in
     """One run to its end, with a kill of each target at a step of its own."""
     kills: list[Kill] = []
     for number, target in enumerate(targets):
-        due = dice.randint(number * steps // (len(targets) + 1), (number + 1) * steps // (len(targets) + 1))
+        # Steps are left after the last one: while a node is away the run goes on, and might end before the next kill.
+        part = steps // (len(targets) + 4)
+        due = dice.randint(number * part, (number + 1) * part)
         _until(functools.partial(_has_come, command, max(due, 1)), f"step {due}")
         time.sleep(dice.uniform(0, 1))
         if command.is_done():
