@@ -21,6 +21,7 @@ A pack is a mapping:
         interrupts: true               # optional: a line that this rule takes whole may stand inside a sentence, whose
                                        # halves are then joined
         replace: '…'                   # rewrite only: a template, or `table: {'&quot;': '"'}` by what was matched
+        unescape: true                 # rewrite only, instead: an HTML entity becomes the character that it stands for
         outnumbers: true               # with a table: only in a work where its hits outnumber the replacement
         enabled: false                 # optional; off unless asked for by name
         examples: {match: [第一章], keep: [第一章读完了。]}
@@ -32,6 +33,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,11 +59,11 @@ STEPS = (
 )  # fmt: skip
 KEYS = {
     "name", "why", "action", "pattern", "unless", "max_chars", "literals", "characters", "heading", "at_start", "replace", "table",
-    "interrupts", "outnumbers", "enabled", "examples",
+    "unescape", "interrupts", "outnumbers", "enabled", "examples",
 }  # fmt: skip
 TYPES: dict[str, type] = {
     **dict.fromkeys(("name", "why", "action", "pattern", "unless", "characters", "replace"), str),
-    **dict.fromkeys(("table", "examples"), dict), **dict.fromkeys(("at_start", "interrupts", "outnumbers", "enabled"), bool),
+    **dict.fromkeys(("table", "examples"), dict), **dict.fromkeys(("at_start", "unescape", "interrupts", "outnumbers", "enabled"), bool),
     "literals": list, "max_chars": int,
 }  # fmt: skip
 _FRAGMENT = re.compile(r"%\{(\w+)\}")
@@ -105,6 +107,7 @@ class Rule:
     interrupts: bool = False
     replace: str = ""
     table: tuple[tuple[str, str], ...] = ()
+    unescape: bool = False
     outnumbers: bool = False
     enabled: bool = True
     written: str = ""
@@ -138,7 +141,15 @@ class Rule:
     def _replacement(self, hit: re.Match[str]) -> str:
         if self.action != "rewrite":
             return ""
+        if self.unescape:
+            return _character(hit.group())
         return dict(self.table).get(hit.group(), hit.group()) if self.table else hit.expand(self.replace)
+
+
+def _character(entity: str) -> str:
+    """The character that an HTML entity stands for; the entity itself where that is none, or none that can be seen."""
+    character = html.unescape(entity.replace("＆", "&").replace("；", ";"))
+    return character if len(character) == 1 and character.isprintable() and character != "�" else entity
 
 
 class _Literals(NamedTuple):
@@ -236,7 +247,7 @@ class Rules:
         """SHA-256 of what the rules do; not of their reasons or their examples."""
         doing = [
             [r.name, r.action, r.pattern.pattern, r.characters and r.characters.pattern, r.unless and r.unless.pattern, r.max_chars, r.literals, r.heading,
-             r.at_start, r.interrupts, r.replace, r.table, r.outnumbers]
+             r.at_start, r.interrupts, r.replace, r.table, r.unescape, r.outnumbers]
             for r in self.rules
         ]  # fmt: skip
         return hashlib.sha256(json.dumps([doing, sorted(self.off)], ensure_ascii=False).encode()).hexdigest()
@@ -371,8 +382,8 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
     max_chars = raw.get("max_chars")
     if max_chars is not None and (not isinstance(max_chars, int) or max_chars < 1):
         raise ConfigError(f"{where}: `max_chars` is {max_chars!r}\nhint: a number of characters")
-    if (raw["action"] == "rewrite") != ("replace" in raw or "table" in raw):
-        raise ConfigError(f"{where}: `replace` or `table` goes with `action: rewrite`, and only with it")
+    if (raw["action"] == "rewrite") != any(key in raw for key in ("replace", "table", "unescape")):
+        raise ConfigError(f"{where}: `replace`, `table` or `unescape` goes with `action: rewrite`, and only with it")
     literals = raw.get("literals", [])
     if not all(isinstance(literal, str) and literal for literal in literals) or bool(literals) == ("characters" in raw):
         raise ConfigError(
@@ -398,6 +409,7 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
         interrupts=bool(raw.get("interrupts")),
         replace=str(raw.get("replace", "")),
         table=tuple((str(key), str(value)) for key, value in (raw.get("table") or {}).items()),
+        unescape=bool(raw.get("unescape")),
         outnumbers=bool(raw.get("outnumbers")),
         enabled=bool(raw.get("enabled", True)),
         written=str(raw["pattern"]),

@@ -52,6 +52,7 @@ def test_a_users_pack_adds_and_replaces(tmp_path: Path) -> None:
         ("pattern: 'a(b)'", "patern: 'a(b)'", "lacks name"),
         ("why: Ours.,", "why: Ours., unles: x,", "did you mean `unless`"),
         ("extends: common", "extends: commons", "no rules named `commons`"),
+        ("replace: '\\1'", "unescape: 'yes'", "must be true or false"),
         ("rules:", "rule:", "no pack"),
         ("literals: [ab]", "literals: []", "must be strings"),
     ],
