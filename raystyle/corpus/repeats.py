@@ -24,11 +24,14 @@ MIN_CONTENTS, MIN_CONTENTS_SHARE, MIN_TITLED = 4, 0.6, 100
 MAX_TITLE = 40
 _prose_end, _speech = among("。，；：…、”’』」,;:"), among("“‘「『【—…\"'")
 _SPACE = re.compile(r"[\s·•.．…_—\-]+")
-_PAGE = re.compile(r"(?<=\S)(?:[\s.．…·]{2,}|\s)[（(]?[0-9０-９]{1,4}[)）]?$")
+_PAGE = re.compile(r"(?<=\S)(?:[\s.．…·]{2,}|\s|\s?[/／|｜]\s?)[（(]?[0-9０-９]{1,4}[)）]?$")
 _PAGE_ENDS = frozenset("0123456789０１２３４５６７８９)）")
+# The number in front of a title; a bare one only where a space parts it from the title.
 _NUMBERED = re.compile(
-    rf"^[☆★○◎◆■●]?(?:第[{NUMERALS}0-9０-９]{{1,8}}[章回节節卷巻集部篇話话幕折]|[{NUMERALS}0-9０-９]{{1,8}}[、.．])"
+    rf"^[☆★○◎◆■●·•*-]?\s*(?:第\s?[{NUMERALS}0-9０-９]{{1,8}}\s?[章回节節卷巻集部篇話话幕折]"
+    rf"|[{NUMERALS}0-9０-９]{{1,8}}\s?[、．.]|[0-9０-９]{{1,4}}\s)"
 )
+_LINK = re.compile(r"^(?:[-*+•·]|[0-9]{1,4}[.)])?\s*\[([^\[\]]+)\]\([^()\s]*\)$")
 
 
 def contents(layout: Layout, line: Callable[[int], str], accepted: Collection[int]) -> tuple[set[int], set[int]]:
@@ -38,7 +41,7 @@ def contents(layout: Layout, line: Callable[[int], str], accepted: Collection[in
     A table is a block of at least MIN_CONTENTS lines that do not end or begin like prose or speech, blank ones aside,
     of which MIN_CONTENTS_SHARE are accepted headings or come again further down: as whole lines, in the same order,
     each with MIN_TITLED characters of text behind it. A refrain has no text behind it. A block's last heading is not
-    part of the table, for the text under it may be its own.
+    part of the table, for the text under it may be its own; nor is a last line that is one of the titles before it.
 
     It is asked again without what was found and without the accepted headings, until nothing is found: so a work that
     has lost all these lines holds no table.
@@ -66,27 +69,30 @@ def _tables(layout: Layout, line: Callable[[int], str], known: set[int]) -> tupl
     blocks = [(a, b) for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True) if b - a >= MIN_CONTENTS]
     if not blocks:
         return set(), set()
-    later = _titles(layout, line, place_N[titled_N & ~known_N])
+    later = _titles(layout, line, place_N[titled_N])
     tables: set[int] = set()
     proved: set[int] = set()
     for a, b in blocks:
         block = place_N[a:b].tolist()
+        # The first chapter's title may follow the list at once; the text behind it tells that it is no line of the list.
+        title = _plain(line(block[-1]))
+        if block[-1] in known or (
+            block[-1] in later.get(title, ()) and any(_plain(line(i)) == title for i in block[:-1])
+        ):
+            block.pop()
         heads, matches, last = [], {}, block[-1]
         for i in block:
             if i in known:
                 heads.append(i)
                 continue
-            places = later.get(_plain(line(i)), []) if later else []
+            places = later.get(_plain(line(i)), [])
             at = bisect.bisect_right(places, last)
             if at < len(places):
                 last = matches[i] = places[at]
-        if heads and heads[-1] == block[-1]:
-            heads.pop()
-            block.pop()
         if len(heads) + len(matches) >= max(MIN_CONTENTS, MIN_CONTENTS_SHARE * len(block)):
             listed = sorted([*heads, *matches])
             tables |= {i for i in block if listed[0] <= i <= listed[-1]}
-            proved |= set(matches.values())
+            proved |= set(matches.values()) - known
     return tables, proved
 
 
@@ -101,9 +107,13 @@ def _titles(layout: Layout, line: Callable[[int], str], places: NDArray[np.int64
 
 
 def _plain(title: str) -> str:
-    """A title as it is compared: without spaces, leaders, the number of a page and of the chapter."""
-    whole = _SPACE.sub("", _PAGE.sub("", title) if title[-1:] in _PAGE_ENDS else title)
-    return _NUMBERED.sub("", whole) or whole
+    """A title as it is compared: without spaces, leaders, the link around it, the number of a page and of the chapter.
+
+    The number goes first: the mark behind it (`1. `) is one of those that leaders are made of.
+    """
+    if title[-1:] in _PAGE_ENDS:
+        title = _PAGE.sub("", _LINK.sub(r"\1", title))
+    return _SPACE.sub("", _NUMBERED.sub("", title)) or _SPACE.sub("", title)
 
 
 # A header or footer stands within so many lines of a heading, in so many chapters and in such a share of them.

@@ -53,6 +53,11 @@ def book(titles: Sequence[str], mark: str = "") -> list[str]:
         [f"{title}　{n * 7}" for n, title in enumerate(TITLES, 1)],
         [f"第{n}章 {title}" for n, title in enumerate(TITLES, 1)],
         [f"{n}、{' '.join(title)}" for n, title in enumerate(TITLES, 1)],
+        [f"{n}. {title}" for n, title in enumerate(TITLES, 1)],
+        [f"第 {n} 章 {title}" for n, title in enumerate(TITLES, 1)],
+        [f"{title} / {n * 7:03d}" for n, title in enumerate(TITLES, 1)],
+        [f"{n * 7:03d}　{title}" for n, title in enumerate(TITLES, 1)],
+        [f"- [第{n}章 {title}](#c{n})" for n, title in enumerate(TITLES, 1)],
         [*TITLES[:6], "一篇没有收进来的", "另一篇", *TITLES[6:]],
     ],
 )
@@ -62,6 +67,15 @@ def test_a_table_of_contents_proves_its_titles(listed: list[str]) -> None:
     found, proved = tables(lines)
     assert found == [line for line in listed if line]
     assert [lines[i] for i in proved] == TITLES
+
+
+@pytest.mark.parametrize("mark", ["", "{n} "])
+def test_the_first_title_may_follow_its_table_at_once(mark: str) -> None:
+    """Whether the titles over the chapters are headings that are known (by their numbers), or proved by the table."""
+    body = [line for n, title in enumerate(TITLES, 1) for line in book([title], mark.format(n=n))]
+    lines = [*TITLES, "", *body]
+    titled = [len(TITLES) + 1 + i for i, line in enumerate(body) if line.endswith(tuple(TITLES))]
+    assert tables(lines, titled if mark else ()) == (TITLES, [] if mark else titled)
 
 
 def test_headings_with_no_text_between_are_a_table() -> None:
