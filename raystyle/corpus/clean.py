@@ -52,6 +52,9 @@ BUILT_IN = {
 MIN_LINES = 40
 # A table's pair is applied only in a work where the odd character stands at least so often, and more often than the usual one.
 MIN_OUTNUMBERING = 5
+# From this share of its places on behind one and the same character, if not one of these, an odd character is part of a name.
+NAME_SHARE = 0.5
+NO_NAME = "你您我咱他她它谁这那哪的地得了着过一不很太是在有和与又都也就还才却便被把给对向从再只没冷平浅浓看扯"
 # A line that stands fewer times in a work is no candidate for what recurs; and a long one is a paragraph.
 MIN_RECURRENCE, MAX_RECURRING_CHARS = 20, 80
 
@@ -141,6 +144,13 @@ def chapters(cleaned: Cleaned) -> list[tuple[str | None, int, int]]:
     return [(title, start, end) for title, start, end in zip(titles, starts, starts[1:], strict=False) if end > start]
 
 
+def _is_name(before: Counter[str]) -> bool:
+    """Whether a character mostly stands behind one and the same other, a surname perhaps. Behind punctuation and words such as
+    他 any verb stands."""
+    (most, times), *_ = before.most_common(1)
+    return times > NAME_SHARE * before.total() and "\u3400" <= most <= "\u9fff" and most not in NO_NAME
+
+
 class _Batch:
     """Texts on their way through cleaning: what has become of each paragraph so far."""
 
@@ -201,11 +211,17 @@ class _Batch:
                 continue
             # By the pattern, which knows words that are rightly written with an odd character.
             odd_ones = rule.pattern.finditer(text) if any(odd in text for odd, _ in rule.table) else ()
-            counts = Counter(hit.group() for hit in odd_ones)
+            # Each odd character's places, by the character before.
+            places: dict[str, Counter[str]] = {}
+            for hit in odd_ones:
+                places.setdefault(hit.group(), Counter())[text[max(0, hit.start() - 1) : hit.start()]] += 1
             pairs = {
                 odd: usual
                 for odd, usual in rule.table
-                if counts[odd] >= MIN_OUTNUMBERING and counts[odd] > text.count(usual)
+                if odd in places
+                and places[odd].total() >= MIN_OUTNUMBERING
+                and places[odd].total() > text.count(usual)
+                and not _is_name(places[odd])
             }
             for m in range(first, last) if pairs else ():
                 if any(odd in self.text(m) for odd in pairs):

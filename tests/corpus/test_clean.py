@@ -256,9 +256,33 @@ def test_odd_characters_are_put_right_only_where_they_outnumber_the_usual_ones()
 def test_an_odd_character_in_a_word_of_its_own_stays() -> None:
     """A name that is written with an odd character neither counts as one nor is rewritten."""
     names = "澹台明月到了勐海，神情恬澹，山上种着桉树。\n" * 9
-    assert clean(names + "他的脸色很淡。\n他勐然回头。\n", RULES)[0].text == names + "他的脸色很淡。\n他勐然回头。"
-    cleaned = clean(names + "他勐然回头。\n" * 6, RULES)[0].text
-    assert cleaned == names + "\n".join(["他猛然回头。"] * 6)
+    assert clean(names + "他的脸色很淡。\n他勐地回头。\n", RULES)[0].text == names + "他的脸色很淡。\n他勐地回头。"
+    cleaned = clean(names + "他勐地回头。\n" * 6, RULES)[0].text
+    assert cleaned == names + "\n".join(["他猛地回头。"] * 6)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["苏桉把门关上。", "“苏桉，”老人说，“这案子你别管。”", "桉桉，快走！", "桉儿笑了笑。", "小桉没有说话。"],
+        ["方桉把门关上。", "方桉没有说话。", "方桉笑了。"],
+        ["渡辺把茶放下。", "田辺没有笑。", "徳川家的人来了。"],
+        ["李澹推门而入。", "李澹坐下。", "李澹一笑。", "“李澹！”"],
+        ["罗勐推门而入。", "罗勐坐下。", "阿勐一笑。"],
+    ],
+)
+def test_a_person_keeps_a_name_that_is_written_with_an_odd_character(lines: list[str]) -> None:
+    text = "\n".join(lines * 9)
+    assert clean(text, RULES)[0].text == text
+
+
+def test_odd_characters_in_words_that_have_no_others_are_put_right_at_once() -> None:
+    cleaned, removed = clean("没有答桉，苏桉勐然回头。\n勐海的桉树。", RULES)
+    assert cleaned.text == "没有答案，苏桉猛然回头。\n勐海的桉树。"
+    assert restore(cleaned, removed) == "没有答桉，苏桉勐然回头。\n勐海的桉树。"
+    odd = "这桉子办不成。\n方桉已经定了。\n神色冷澹，语气平澹。\n勐虎下山。\n莪们走。\n苏桉说。\n"
+    usual = "这案子办不成。\n方案已经定了。\n神色冷淡，语气平淡。\n猛虎下山。\n我们走。\n苏桉说。\n"
+    assert clean(odd * 6, RULES)[0].text == (usual * 6).strip()
 
 
 def test_traditional_lines_of_a_simplified_work_are_simplified() -> None:
