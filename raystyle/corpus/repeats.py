@@ -128,6 +128,15 @@ _NOT_LATIN = re.compile("[^a-z]+")
 # storyteller speaks.
 TOLD = "。！？!?…”」』’\"'：:；;，,、—～~"
 told = among(TOLD)
+# What a header with a number that differs says, if it is none of the story: of a site, a file, an upload, a book.
+_OF_A_BOOK = re.compile(
+    r"书[屋院库坊城吧香馆斋盟]|小说|文学网?|论坛|书网|中文网|网[站址页]|本站|全本|本[章书]|正文|更新|字[数數]|首[发發]|手打|整理|扫描"
+    r"|校[对對]|录入|制作|上[传傳]|下[载載]|[阅閱][读讀]|[连連][载載]|作者|[点點][击擊]|收藏|月票|推[荐薦]|[订訂][阅閱]|免[费費]|[全文]集|作品|[《》]"
+    r"|第.{1,8}[页頁卷册冊]|(?i:www|https?:|\.(?:com|net|org|cn|cc|info)\b|\.txt|\.html?\b|\bpage\b)"
+)
+_COUNT = re.compile(rf"[0-9０-９]+|[{NUMERALS}]+")
+# A running head: the number of the page stands apart.
+_RUNNING = re.compile(r"(?:([0-9]{1,5})[\s·•|｜—–-]+[^0-9:：]+|[^0-9:：]+[\s·•|｜—–-]+([0-9]{1,5}))")
 _STORY = re.compile("分解|话说|話說|却说|卻說|且说|且說|下回|欲知|正是|有[诗詩]|[诗詩词詞]曰|但[见見]")
 
 
@@ -136,7 +145,8 @@ def furniture(layout: Layout, line: Callable[[int], str], headings: Iterable[Can
 
     Texts are the same when their Han characters are, numbers, dates and the chapter's own title set aside; so a
     watermark is found in all its disguises. Where there are hardly any Han characters Latin letters count. What may be
-    story proves nothing. Sections of chapters must not hide the chapters: headings are looked at all together, and
+    story proves nothing; neither does a line whose numbers differ (`距离高考还有99天`), unless it names a site, a file or a
+    book, or has the number of a page at its end. Sections of chapters must not hide the chapters: headings are looked at all together, and
     unit by unit.
     """
     ordered = sorted(headings, key=lambda heading: heading.line)
@@ -171,9 +181,25 @@ def _furniture(
                 for i, title, plain in zip(place_C.tolist(), titles, plain_C, strict=True)
                 if plain
             ]
-            keys = Counter(key for text, title in texts if not _STORY.search(text) for key in _folded(text, title))
-            proved |= {key for key, count in keys.items() if count >= needed}
+            keys: dict[str, list[tuple[str, str]]] = {}
+            for text, title in texts:
+                for key in _folded(text, title) if not _STORY.search(text) else ():
+                    keys.setdefault(key, []).append((text, title))
+            proved |= {
+                key for key, of_it in keys.items() if len(of_it) >= needed and _stays_the_same(key, of_it, needed)
+            }
     return {i for i, title in near if not proved.isdisjoint(_folded(line(i).strip(), title))} if proved else set()
+
+
+def _stays_the_same(key: str, texts: Sequence[tuple[str, str]], needed: float) -> bool:
+    """Whether texts that are the same but for numbers are no story: most have the same numbers, or say what they are."""
+    counts = Counter(tuple(_COUNT.findall(text.replace(title, " ") if title else text)) for text, title in texts)
+    if counts.most_common(1)[0][1] >= needed or _OF_A_BOOK.search(key):
+        return True
+    if sum(bool(_OF_A_BOOK.search(text)) for text, _ in texts) >= needed:
+        return True
+    pages = [int(hit[1] or hit[2]) for text, _ in texts if (hit := _RUNNING.fullmatch(text))]
+    return len(pages) >= needed and pages == sorted(pages)
 
 
 def _folded(text: str, title: str) -> set[str]:

@@ -147,6 +147,7 @@ def furniture_of(lines: list[str], headings: list[Candidate]) -> list[str]:
         "www.example.com/{n}/",
         "旧桥书屋首发第{n}页",
         "本章由旧桥书屋整理",
+        "《书屋长夜》{n}",
     ],
 )
 def test_headers_and_footers_stand_at_the_same_place(mark: str) -> None:
@@ -156,6 +157,14 @@ def test_headers_and_footers_stand_at_the_same_place(mark: str) -> None:
         assert furniture_of(*novel(7, **kind)) == []
         assert furniture_of(*novel(40, every=2, **kind)) == []
         assert furniture_of(lines, headings[:1]) == []
+
+
+def test_a_running_head_has_the_number_of_its_page() -> None:
+    lines, headings = novel(20, head="旧桥旧事　{n}")
+    assert furniture_of(lines, headings) == [line for line in lines if line.startswith("旧桥旧事")]
+    # A count that goes down is a story's.
+    downward = [re.sub("(?<=旧桥旧事　)[0-9]+", lambda hit: str(99 - int(hit[0])), line) for line in lines]
+    assert furniture_of(downward, headings) == []
 
 
 def test_a_watermark_is_found_in_its_disguises() -> None:
@@ -185,7 +194,7 @@ def test_sections_do_not_hide_chapters() -> None:
     "mark",
     [
         "欲知后事如何，且听下回分解。", "欲知后事如何，且听下回分解", "正是：", "有诗为证", "“你来了？”", "【今日任务已经完成】", "◆◆◆", "一九二五年三月{n}日",
-        "天色慢慢暗下来。", "天色慢慢暗下来……", "——旧桥主人记", "完",
+        "天色慢慢暗下来。", "天色慢慢暗下来……", "——旧桥主人记", "完", "距离大考还有{n}天", "大梁永昌{n}年，京城", "剩余时间：{n}",
     ],
 )  # fmt: skip
 def test_a_storyteller_may_repeat_himself(mark: str) -> None:
