@@ -287,7 +287,7 @@ class _Batch:
             self._drop_by_place(first, last, accepted)
             recurring, unmarked = self._drop_recurring(first, last)
         if whole:
-            self._drop_top(first, last)
+            self._drop_top(number, first, last)
         kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
         unbroken = self._mend_page_breaks(first, last)
         if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
@@ -341,7 +341,15 @@ class _Batch:
                 del self.headings[first + index]
                 self.rule_M[first + index] = self.codes[PAGE_NUMBER]
                 accepted.remove(index)
+        for index in sorted(accepted) if whole else ():
+            self._drop_repeated_title(first + index, last, found[index][1])
         return accepted
+
+    def _drop_repeated_title(self, m: int, last: int, heading: headings.Candidate) -> None:
+        """Drop the line below a heading that is its title once more."""
+        below = next((b for b in range(m + 1, last) if self.rule_M[b] < 0 or b in self.headings), last)
+        if below < last and below not in self.headings and headings.repeats_title(heading, self.text(below)):
+            self.rule_M[below] = self.rule_M[m]
 
     def _stands_inside(self, m: int, first: int, last: int) -> bool:
         """Whether a sentence runs through a line that is dropped."""
@@ -422,10 +430,15 @@ class _Batch:
         _, inverse_K, counts = np.unique(key_K, return_inverse=True, return_counts=True)
         return counts[inverse_K] >= MIN_RECURRENCE
 
-    def _drop_top(self, first: int, last: int) -> None:
-        """Rules for lines above the first one that is kept."""
+    def _drop_top(self, number: int, first: int, last: int) -> None:
+        """Rules for lines above the first one that is kept, and a heading that opens the text."""
         for m in range(first, last):
             if self.rule_M[m] >= 0:
+                continue
+            weak = self.candidates[number].get(m)
+            if weak and headings.opens(weak[1], self.text(m)) and np.any(self.rule_M[m + 1 : last] < 0):
+                self.rule_M[m] = self.codes[weak[0]]
+                self.headings[m] = weak[1]._replace(line=m - first)
                 continue
             at_start = [rule for rule in self.rules.of(self.text(m)) if rule.at_start]
             if at_start:

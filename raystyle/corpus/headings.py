@@ -131,6 +131,8 @@ MIN_BETWEEN = 200
 # So many numbers in a row prove each other without one strong heading, or at the open end of strong ones; fewer do
 # where strong ones stand on both sides.
 MIN_CHAIN, MIN_CHAIN_BETWEEN = 5, 3
+# What says that it is a chapter needs a shorter row.
+MIN_CHAIN_NAMED = {"章": 3, "回": 3}
 # One number in a row may be missing.
 MAX_STEP = 2
 # Headings above which numbers may start again at one.
@@ -142,7 +144,7 @@ def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[i
 
     A weak one is accepted where any of these holds; a chain is a row of candidates of one unit, each number one more
     than the last (one may be missing), with at least MIN_BETWEEN characters of text for each step.
-    1. It is in a chain of MIN_CHAIN weak candidates.
+    1. It is in a chain of MIN_CHAIN weak candidates (for some units MIN_CHAIN_NAMED).
     2. Its number lies between those of the strong headings of its unit before and behind it (a heading of a higher unit
        starts numbers anew), and it is in a chain with strong ones: on both sides, or behind it where it is the first,
        or in a chain of MIN_CHAIN.
@@ -167,7 +169,8 @@ def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[i
         weak = [candidate for candidate in row if not candidate.strong]
         if not weak:
             continue
-        accepted |= {c.line for c, links in zip(weak, _links(weak, text_L), strict=True) if links.length >= MIN_CHAIN}
+        needed = MIN_CHAIN_NAMED.get(unit, MIN_CHAIN)
+        accepted |= {c.line for c, links in zip(weak, _links(weak, text_L), strict=True) if links.length >= needed}
         if len(weak) == len(row):
             continue
         fits, repeats = _between(unit, row, strong)
@@ -247,6 +250,21 @@ def _between(unit: str, row: list[Candidate], strong: list[Candidate]) -> tuple[
         if before and candidate.number == low and candidate.title and _solid(candidate.title) == _solid(before.title):
             repeats.add(candidate.line)
     return fits, repeats
+
+
+# A text's first line may be a heading that is one piece with its title, if it says what it is and ends no sentence.
+_OPENS = re.compile(r"[^，。！？；：…“”]+")
+_OPENING_UNITS = frozenset("章回话")
+
+
+def opens(candidate: Candidate, text: str) -> bool:
+    """Whether a weak candidate that is the first line of a text is its heading, without any other to prove it."""
+    return candidate.unit in _OPENING_UNITS and bool(_OPENS.fullmatch(text))
+
+
+def repeats_title(candidate: Candidate, text: str) -> bool:
+    """Whether the first line of a chapter is nothing but the title that stands in its heading."""
+    return len(candidate.title) > 1 and text[-1:] not in _ENDED and _solid(text) == _solid(candidate.title)
 
 
 def _solid(title: str) -> str:

@@ -359,3 +359,30 @@ def test_a_line_of_thousands_of_layers_is_dropped() -> None:
     cleaned, removed = clean(f"{deeper}\n雨停了。", RULES)
     assert cleaned.text == "雨停了。" and restore(cleaned, removed) == f"{deeper}\n雨停了。"
     assert [(row["rule"], row["action"], row["text"]) for row in rows(removed)] == [("forum_tag", "drop_line", deeper)]
+
+
+@pytest.mark.parametrize("heading", ["第十二章归人", "第十二回武松打虎", "正文 第12章归人", "长夜行 第12章 归人"])
+def test_a_heading_that_opens_a_text_needs_no_other(heading: str) -> None:
+    """A text of one chapter has nothing to count by."""
+    story = "雨下了一夜。\n他走到渡口，船已经开走了。"
+    cleaned, removed = clean(f"{heading}\n\n{story}", RULES)
+    assert cleaned.text == story and len(cleaned.headings) == 1 and cleaned.headings[0].start == 0
+    assert clean(f"雨下了一夜。\n{heading}\n{story}", RULES)[0].headings == []
+    assert clean(f"{heading}\n\n{story}", RULES, whole=False)[0].headings == []
+    assert restore(cleaned, removed) == f"{heading}\n\n{story}"
+
+
+@pytest.mark.parametrize("line", ["第三回了！", "第二回见面，他没有来", "第十二章归人", "第二节课他没有来"])
+def test_what_opens_no_text(line: str) -> None:
+    """A sentence, and a line that is all there is."""
+    text = line if line == "第十二章归人" else f"{line}\n雨下了一夜。"
+    assert clean(text, RULES)[0].text == text
+
+
+def test_a_title_that_is_repeated_below_its_heading_goes() -> None:
+    for below in ("夜雨", "　　夜 雨"):
+        cleaned, removed = clean(f"第1章 夜雨\n\n{below}\n　　雨下了一夜。", RULES)
+        assert cleaned.text == "雨下了一夜。" and [heading.title for heading in cleaned.headings] == ["夜雨"]
+        assert restore(cleaned, removed) == f"第1章 夜雨\n\n{below}\n　　雨下了一夜。"
+    for kept in ("夜雨。", "夜雨下了一夜", "雨下了一夜。\n夜雨"):
+        assert clean(f"第1章 夜雨\n{kept}", RULES)[0].text == kept

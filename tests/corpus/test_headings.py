@@ -151,7 +151,14 @@ def test_a_list_is_no_row_of_chapters() -> None:
 def test_a_row_of_weak_headings_needs_five() -> None:
     assert accepted(*chapters(*[weak(n, "") for n in range(1, 5)])) == []
     assert accepted(*chapters(*[weak(n, "") for n in range(1, 6)])) == list(range(5))
-    assert accepted(*chapters(weak(1), weak(2, ")"), weak(3), weak(4, ")"), weak(5), weak(6, ")"))) == []
+    assert accepted(*chapters(weak(1, ""), weak(2, ")"), weak(3, ""), weak(4, ")"), weak(5, ""), weak(6, ")"))) == []
+
+
+def test_a_row_of_weak_chapters_needs_three() -> None:
+    for name in "章回":
+        assert accepted(*chapters(*[weak(n, name) for n in range(1, 4)])) == [0, 1, 2]
+        assert accepted(*chapters(weak(1, name), weak(2, name))) == []
+    assert accepted(*chapters(*[weak(n, "夜") for n in range(1, 4)])) == []
 
 
 def test_numbers_start_again_in_a_new_volume() -> None:
