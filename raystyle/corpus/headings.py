@@ -81,7 +81,7 @@ def unit(name: str) -> str:
 
 # What a weak heading may begin with, and how long it is at most.
 NUMERALS = "〇零○一二两兩三四五六七八九十百千廿卅壹贰貳叁參肆伍陆陸柒捌玖拾佰"
-WEAK_STARTS = "第" + NUMERALS + "0123456789０１２３４５６７８９（(IVXⅠⅡⅢⅣⅤⅥⅦⅧⅨⅩ"
+WEAK_STARTS = "第" + NUMERALS + "0123456789０１２３４５６７８９（(IVXⅠⅡⅢⅣⅤⅥⅦⅧⅨⅩ【[［〔「『<〈#＃§☆★Nn章回折节節其之"
 MAX_WEAK = 40
 _NUMBER = rf"(?P<number>[{NUMERALS}]{{1,7}}|[0-9０-９]{{1,4}}|[IVX]{{1,6}}|[Ⅰ-Ⅻ])"
 # A title goes on without the end of a sentence; the joined form may hold a comma, for its number speaks as well.
@@ -92,24 +92,40 @@ _WEAK = [
     re.compile(rf"[（(]\s?{_NUMBER}\s?(?P<unit>[)）])\s?(?:{_TITLE})?"),
     re.compile(rf"{_NUMBER}\s?(?P<unit>[、．.])\s?{_TITLE}"),
     re.compile(rf"{_NUMBER}(?P<unit>[\s\u3000]){{1,4}}{_TITLE}"),
+    # A number in other brackets: alone, or one of several digits as files are numbered; 【1】 and [1] begin notes and posts.
+    re.compile(rf"(?P<unit>[【\[［〔「『<〈]){_NUMBER}[】\]］〕」』>〉]"),
+    re.compile(rf"(?P<unit>[【\[［〔])(?P<number>[0-9]{{2,4}})[】\]］〕]\s?{_TITLE}"),
+    re.compile(rf"{_NUMBER}(?P<unit>[)）])\s?(?:{_TITLE})?"),
+    # No title begins with a digit: 12：30 is a time.
+    re.compile(rf"{_NUMBER}\s?(?P<unit>[-–—·•：:/／|｜])\s?(?=[\u3400-\u9fffA-Za-z]){_TITLE}"),
+    re.compile(rf"(?P<unit>[#＃§☆★]|[Nn][Oo][.．])\s?{_NUMBER}(?:[\s.．、：:]{{1,4}}{_TITLE})?"),
+    re.compile(rf"(?P<unit>[章回折节節其]之?|之)(?P<number>[{NUMERALS}]{{1,7}})(?:[\s\u3000]{{1,4}}{_TITLE})?"),
 ]
 _TITLE_FIRST = re.compile(
     r"(?P<title>[^。！？；…“”，：:（(]{1,20}?)\s?[（(](?P<number>[〇零一二三四五六七八九十百0-9０-９]{1,5})[）)]"
 )
+# Forms of one mark.
+_FORMS = {
+    "）": ")", "．": ".", "\u3000": " ", "［": "[", "〔": "[", "〈": "<", "–": "-", "—": "-", "•": "·", "：": ":", "／": "/", "｜": "|",
+    "＃": "#", "★": "☆",
+}  # fmt: skip
 _ENDED = "。，；：…、,;:”』」"
 _starts, _closes, _ends = among(WEAK_STARTS), among(")）"), among(_ENDED)
+# A number alone in what is a mark of speech elsewhere.
+_quotes, _unquotes = among("「『"), among("」』")
+_BRACKETED = re.compile(rf"[「『][{NUMERALS}0-9０-９]{{1,7}}[」』]")
 
 
 def weak_candidate(line: int, text: str) -> Candidate | None:
     """The line (trimmed) as a heading that only a sequence can prove, if it has the shape of one."""
-    if not text or len(text) > MAX_WEAK or text[-1] in _ENDED:
+    if not text or len(text) > MAX_WEAK or (text[-1] in _ENDED and not _BRACKETED.fullmatch(text)):
         return None
     for shape in _WEAK:
         hit = shape.fullmatch(text)
         if hit and (number := parse_number(hit["number"])) is not None:
             groups = hit.groupdict()
             unit = _UNITS.get(groups["unit"], groups["unit"])
-            unit = {"）": ")", "．": ".", "\u3000": " "}.get(unit, unit)
+            unit = _FORMS.get(unit, unit)
             return Candidate(line, unit, number, False, (groups.get("title") or "").strip())
     if (hit := _TITLE_FIRST.fullmatch(text)) and (number := parse_number(hit["number"])) is not None:
         return Candidate(line, "()" + hit["title"].strip(), number, False, text)
@@ -121,7 +137,7 @@ def weak_candidates(layout: Layout, line: Callable[[int], str]) -> list[Candidat
     one."""
     short = np.flatnonzero((layout.chars_L > 0) & (layout.chars_L <= MAX_WEAK))
     first, last = layout.first_L[short], layout.last_L[short]
-    short = short[(_starts(first) | _closes(last)) & ~_ends(last)]
+    short = short[((_starts(first) | _closes(last)) & ~_ends(last)) | (_quotes(first) & _unquotes(last))]
     found = (weak_candidate(i, line(i)) for i in short.tolist())
     return [candidate for candidate in found if candidate]
 

@@ -386,3 +386,8 @@ def test_a_title_that_is_repeated_below_its_heading_goes() -> None:
         assert restore(cleaned, removed) == f"第1章 夜雨\n\n{below}\n　　雨下了一夜。"
     for kept in ("夜雨。", "夜雨下了一夜", "雨下了一夜。\n夜雨"):
         assert clean(f"第1章 夜雨\n{kept}", RULES)[0].text == kept
+
+
+def test_a_heading_with_an_uploads_stamp_begins_its_chapter() -> None:
+    cleaned, _ = clean("第1章 归来　[本章字数：3001　更新时间：2012-05-01 12:00]\n雨下了一夜。", RULES)
+    assert cleaned.text == "雨下了一夜。" and [heading.title for heading in cleaned.headings] == ["归来"]
