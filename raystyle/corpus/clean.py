@@ -52,6 +52,9 @@ BUILT_IN = {
 MIN_LINES = 40
 # A table's pair is applied only in a work where the odd character stands at least so often, and more often than the usual one.
 MIN_OUTNUMBERING = 5
+# From this share of its places on behind one and the same character, if not one of these, an odd character is part of a name.
+NAME_SHARE = 0.5
+NO_NAME = "你您我咱他她它谁这那哪的地得了着过一不很太是在有和与又都也就还才却便被把给对向从再只没冷平浅浓看扯"
 # A line that stands fewer times in a work is no candidate for what recurs; and a long one is a paragraph.
 MIN_RECURRENCE, MAX_RECURRING_CHARS = 20, 80
 
@@ -141,6 +144,13 @@ def chapters(cleaned: Cleaned) -> list[tuple[str | None, int, int]]:
     return [(title, start, end) for title, start, end in zip(titles, starts, starts[1:], strict=False) if end > start]
 
 
+def _is_name(before: Counter[str]) -> bool:
+    """Whether a character mostly stands behind one and the same other, a surname perhaps. Behind punctuation and words such as
+    他 any verb stands."""
+    (most, times), *_ = before.most_common(1)
+    return times > NAME_SHARE * before.total() and "\u3400" <= most <= "\u9fff" and most not in NO_NAME
+
+
 class _Batch:
     """Texts on their way through cleaning: what has become of each paragraph so far."""
 
@@ -201,11 +211,17 @@ class _Batch:
                 continue
             # By the pattern, which knows words that are rightly written with an odd character.
             odd_ones = rule.pattern.finditer(text) if any(odd in text for odd, _ in rule.table) else ()
-            counts = Counter(hit.group() for hit in odd_ones)
+            # Each odd character's places, by the character before.
+            places: dict[str, Counter[str]] = {}
+            for hit in odd_ones:
+                places.setdefault(hit.group(), Counter())[text[max(0, hit.start() - 1) : hit.start()]] += 1
             pairs = {
                 odd: usual
                 for odd, usual in rule.table
-                if counts[odd] >= MIN_OUTNUMBERING and counts[odd] > text.count(usual)
+                if odd in places
+                and places[odd].total() >= MIN_OUTNUMBERING
+                and places[odd].total() > text.count(usual)
+                and not _is_name(places[odd])
             }
             for m in range(first, last) if pairs else ():
                 if any(odd in self.text(m) for odd in pairs):
@@ -271,7 +287,7 @@ class _Batch:
             self._drop_by_place(first, last, accepted)
             recurring, unmarked = self._drop_recurring(first, last)
         if whole:
-            self._drop_top(first, last)
+            self._drop_top(number, first, last)
         kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
         unbroken = self._mend_page_breaks(first, last)
         if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
@@ -325,7 +341,15 @@ class _Batch:
                 del self.headings[first + index]
                 self.rule_M[first + index] = self.codes[PAGE_NUMBER]
                 accepted.remove(index)
+        for index in sorted(accepted) if whole else ():
+            self._drop_repeated_title(first + index, last, found[index][1])
         return accepted
+
+    def _drop_repeated_title(self, m: int, last: int, heading: headings.Candidate) -> None:
+        """Drop the line below a heading that is its title once more."""
+        below = next((b for b in range(m + 1, last) if self.rule_M[b] < 0 or b in self.headings), last)
+        if below < last and below not in self.headings and headings.repeats_title(heading, self.text(below)):
+            self.rule_M[below] = self.rule_M[m]
 
     def _stands_inside(self, m: int, first: int, last: int) -> bool:
         """Whether a sentence runs through a line that is dropped."""
@@ -406,10 +430,15 @@ class _Batch:
         _, inverse_K, counts = np.unique(key_K, return_inverse=True, return_counts=True)
         return counts[inverse_K] >= MIN_RECURRENCE
 
-    def _drop_top(self, first: int, last: int) -> None:
-        """Rules for lines above the first one that is kept."""
+    def _drop_top(self, number: int, first: int, last: int) -> None:
+        """Rules for lines above the first one that is kept, and a heading that opens the text."""
         for m in range(first, last):
             if self.rule_M[m] >= 0:
+                continue
+            weak = self.candidates[number].get(m)
+            if weak and headings.opens(weak[1], self.text(m)) and np.any(self.rule_M[m + 1 : last] < 0):
+                self.rule_M[m] = self.codes[weak[0]]
+                self.headings[m] = weak[1]._replace(line=m - first)
                 continue
             at_start = [rule for rule in self.rules.of(self.text(m)) if rule.at_start]
             if at_start:

@@ -81,7 +81,7 @@ def unit(name: str) -> str:
 
 # What a weak heading may begin with, and how long it is at most.
 NUMERALS = "〇零○一二两兩三四五六七八九十百千廿卅壹贰貳叁參肆伍陆陸柒捌玖拾佰"
-WEAK_STARTS = "第" + NUMERALS + "0123456789０１２３４５６７８９（(IVXⅠⅡⅢⅣⅤⅥⅦⅧⅨⅩ"
+WEAK_STARTS = "第" + NUMERALS + "0123456789０１２３４５６７８９（(IVXⅠⅡⅢⅣⅤⅥⅦⅧⅨⅩ【[［〔「『<〈#＃§☆★Nn章回折节節其之"
 MAX_WEAK = 40
 _NUMBER = rf"(?P<number>[{NUMERALS}]{{1,7}}|[0-9０-９]{{1,4}}|[IVX]{{1,6}}|[Ⅰ-Ⅻ])"
 # A title goes on without the end of a sentence; the joined form may hold a comma, for its number speaks as well.
@@ -92,24 +92,40 @@ _WEAK = [
     re.compile(rf"[（(]\s?{_NUMBER}\s?(?P<unit>[)）])\s?(?:{_TITLE})?"),
     re.compile(rf"{_NUMBER}\s?(?P<unit>[、．.])\s?{_TITLE}"),
     re.compile(rf"{_NUMBER}(?P<unit>[\s\u3000]){{1,4}}{_TITLE}"),
+    # A number in other brackets: alone, or one of several digits as files are numbered; 【1】 and [1] begin notes and posts.
+    re.compile(rf"(?P<unit>[【\[［〔「『<〈]){_NUMBER}[】\]］〕」』>〉]"),
+    re.compile(rf"(?P<unit>[【\[［〔])(?P<number>[0-9]{{2,4}})[】\]］〕]\s?{_TITLE}"),
+    re.compile(rf"{_NUMBER}(?P<unit>[)）])\s?(?:{_TITLE})?"),
+    # No title begins with a digit: 12：30 is a time.
+    re.compile(rf"{_NUMBER}\s?(?P<unit>[-–—·•：:/／|｜])\s?(?=[\u3400-\u9fffA-Za-z]){_TITLE}"),
+    re.compile(rf"(?P<unit>[#＃§☆★]|[Nn][Oo][.．])\s?{_NUMBER}(?:[\s.．、：:]{{1,4}}{_TITLE})?"),
+    re.compile(rf"(?P<unit>[章回折节節其]之?|之)(?P<number>[{NUMERALS}]{{1,7}})(?:[\s\u3000]{{1,4}}{_TITLE})?"),
 ]
 _TITLE_FIRST = re.compile(
     r"(?P<title>[^。！？；…“”，：:（(]{1,20}?)\s?[（(](?P<number>[〇零一二三四五六七八九十百0-9０-９]{1,5})[）)]"
 )
+# Forms of one mark.
+_FORMS = {
+    "）": ")", "．": ".", "\u3000": " ", "［": "[", "〔": "[", "〈": "<", "–": "-", "—": "-", "•": "·", "：": ":", "／": "/", "｜": "|",
+    "＃": "#", "★": "☆",
+}  # fmt: skip
 _ENDED = "。，；：…、,;:”』」"
 _starts, _closes, _ends = among(WEAK_STARTS), among(")）"), among(_ENDED)
+# A number alone in what is a mark of speech elsewhere.
+_quotes, _unquotes = among("「『"), among("」』")
+_BRACKETED = re.compile(rf"[「『][{NUMERALS}0-9０-９]{{1,7}}[」』]")
 
 
 def weak_candidate(line: int, text: str) -> Candidate | None:
     """The line (trimmed) as a heading that only a sequence can prove, if it has the shape of one."""
-    if not text or len(text) > MAX_WEAK or text[-1] in _ENDED:
+    if not text or len(text) > MAX_WEAK or (text[-1] in _ENDED and not _BRACKETED.fullmatch(text)):
         return None
     for shape in _WEAK:
         hit = shape.fullmatch(text)
         if hit and (number := parse_number(hit["number"])) is not None:
             groups = hit.groupdict()
             unit = _UNITS.get(groups["unit"], groups["unit"])
-            unit = {"）": ")", "．": ".", "\u3000": " "}.get(unit, unit)
+            unit = _FORMS.get(unit, unit)
             return Candidate(line, unit, number, False, (groups.get("title") or "").strip())
     if (hit := _TITLE_FIRST.fullmatch(text)) and (number := parse_number(hit["number"])) is not None:
         return Candidate(line, "()" + hit["title"].strip(), number, False, text)
@@ -121,7 +137,7 @@ def weak_candidates(layout: Layout, line: Callable[[int], str]) -> list[Candidat
     one."""
     short = np.flatnonzero((layout.chars_L > 0) & (layout.chars_L <= MAX_WEAK))
     first, last = layout.first_L[short], layout.last_L[short]
-    short = short[(_starts(first) | _closes(last)) & ~_ends(last)]
+    short = short[((_starts(first) | _closes(last)) & ~_ends(last)) | (_quotes(first) & _unquotes(last))]
     found = (weak_candidate(i, line(i)) for i in short.tolist())
     return [candidate for candidate in found if candidate]
 
@@ -131,6 +147,8 @@ MIN_BETWEEN = 200
 # So many numbers in a row prove each other without one strong heading, or at the open end of strong ones; fewer do
 # where strong ones stand on both sides.
 MIN_CHAIN, MIN_CHAIN_BETWEEN = 5, 3
+# What says that it is a chapter needs a shorter row.
+MIN_CHAIN_NAMED = {"章": 3, "回": 3}
 # One number in a row may be missing.
 MAX_STEP = 2
 # Headings above which numbers may start again at one.
@@ -142,7 +160,7 @@ def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[i
 
     A weak one is accepted where any of these holds; a chain is a row of candidates of one unit, each number one more
     than the last (one may be missing), with at least MIN_BETWEEN characters of text for each step.
-    1. It is in a chain of MIN_CHAIN weak candidates.
+    1. It is in a chain of MIN_CHAIN weak candidates (for some units MIN_CHAIN_NAMED).
     2. Its number lies between those of the strong headings of its unit before and behind it (a heading of a higher unit
        starts numbers anew), and it is in a chain with strong ones: on both sides, or behind it where it is the first,
        or in a chain of MIN_CHAIN.
@@ -167,7 +185,8 @@ def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[i
         weak = [candidate for candidate in row if not candidate.strong]
         if not weak:
             continue
-        accepted |= {c.line for c, links in zip(weak, _links(weak, text_L), strict=True) if links.length >= MIN_CHAIN}
+        needed = MIN_CHAIN_NAMED.get(unit, MIN_CHAIN)
+        accepted |= {c.line for c, links in zip(weak, _links(weak, text_L), strict=True) if links.length >= needed}
         if len(weak) == len(row):
             continue
         fits, repeats = _between(unit, row, strong)
@@ -247,6 +266,21 @@ def _between(unit: str, row: list[Candidate], strong: list[Candidate]) -> tuple[
         if before and candidate.number == low and candidate.title and _solid(candidate.title) == _solid(before.title):
             repeats.add(candidate.line)
     return fits, repeats
+
+
+# A text's first line may be a heading that is one piece with its title, if it says what it is and ends no sentence.
+_OPENS = re.compile(r"[^，。！？；：…“”]+")
+_OPENING_UNITS = frozenset("章回话")
+
+
+def opens(candidate: Candidate, text: str) -> bool:
+    """Whether a weak candidate that is the first line of a text is its heading, without any other to prove it."""
+    return candidate.unit in _OPENING_UNITS and bool(_OPENS.fullmatch(text))
+
+
+def repeats_title(candidate: Candidate, text: str) -> bool:
+    """Whether the first line of a chapter is nothing but the title that stands in its heading."""
+    return len(candidate.title) > 1 and text[-1:] not in _ENDED and _solid(text) == _solid(candidate.title)
 
 
 def _solid(title: str) -> str:

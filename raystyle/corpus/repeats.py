@@ -24,11 +24,14 @@ MIN_CONTENTS, MIN_CONTENTS_SHARE, MIN_TITLED = 4, 0.6, 100
 MAX_TITLE = 40
 _prose_end, _speech = among("。，；：…、”’』」,;:"), among("“‘「『【—…\"'")
 _SPACE = re.compile(r"[\s·•.．…_—\-]+")
-_PAGE = re.compile(r"(?<=\S)(?:[\s.．…·]{2,}|\s)[（(]?[0-9０-９]{1,4}[)）]?$")
+_PAGE = re.compile(r"(?<=\S)(?:[\s.．…·]{2,}|\s|\s?[/／|｜]\s?)[（(]?[0-9０-９]{1,4}[)）]?$")
 _PAGE_ENDS = frozenset("0123456789０１２３４５６７８９)）")
+# The number in front of a title; a bare one only where a space parts it from the title.
 _NUMBERED = re.compile(
-    rf"^[☆★○◎◆■●]?(?:第[{NUMERALS}0-9０-９]{{1,8}}[章回节節卷巻集部篇話话幕折]|[{NUMERALS}0-9０-９]{{1,8}}[、.．])"
+    rf"^[☆★○◎◆■●·•*-]?\s*(?:第\s?[{NUMERALS}0-9０-９]{{1,8}}\s?[章回节節卷巻集部篇話话幕折]"
+    rf"|[{NUMERALS}0-9０-９]{{1,8}}\s?[、．.]|[0-9０-９]{{1,4}}\s)"
 )
+_LINK = re.compile(r"^(?:[-*+•·]|[0-9]{1,4}[.)])?\s*\[([^\[\]]+)\]\([^()\s]*\)$")
 
 
 def contents(layout: Layout, line: Callable[[int], str], accepted: Collection[int]) -> tuple[set[int], set[int]]:
@@ -38,7 +41,7 @@ def contents(layout: Layout, line: Callable[[int], str], accepted: Collection[in
     A table is a block of at least MIN_CONTENTS lines that do not end or begin like prose or speech, blank ones aside,
     of which MIN_CONTENTS_SHARE are accepted headings or come again further down: as whole lines, in the same order,
     each with MIN_TITLED characters of text behind it. A refrain has no text behind it. A block's last heading is not
-    part of the table, for the text under it may be its own.
+    part of the table, for the text under it may be its own; nor is a last line that is one of the titles before it.
 
     It is asked again without what was found and without the accepted headings, until nothing is found: so a work that
     has lost all these lines holds no table.
@@ -66,27 +69,30 @@ def _tables(layout: Layout, line: Callable[[int], str], known: set[int]) -> tupl
     blocks = [(a, b) for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True) if b - a >= MIN_CONTENTS]
     if not blocks:
         return set(), set()
-    later = _titles(layout, line, place_N[titled_N & ~known_N])
+    later = _titles(layout, line, place_N[titled_N])
     tables: set[int] = set()
     proved: set[int] = set()
     for a, b in blocks:
         block = place_N[a:b].tolist()
+        # The first chapter's title may follow the list at once; the text behind it tells that it is no line of the list.
+        title = _plain(line(block[-1]))
+        if block[-1] in known or (
+            block[-1] in later.get(title, ()) and any(_plain(line(i)) == title for i in block[:-1])
+        ):
+            block.pop()
         heads, matches, last = [], {}, block[-1]
         for i in block:
             if i in known:
                 heads.append(i)
                 continue
-            places = later.get(_plain(line(i)), []) if later else []
+            places = later.get(_plain(line(i)), [])
             at = bisect.bisect_right(places, last)
             if at < len(places):
                 last = matches[i] = places[at]
-        if heads and heads[-1] == block[-1]:
-            heads.pop()
-            block.pop()
         if len(heads) + len(matches) >= max(MIN_CONTENTS, MIN_CONTENTS_SHARE * len(block)):
             listed = sorted([*heads, *matches])
             tables |= {i for i in block if listed[0] <= i <= listed[-1]}
-            proved |= set(matches.values())
+            proved |= set(matches.values()) - known
     return tables, proved
 
 
@@ -101,9 +107,13 @@ def _titles(layout: Layout, line: Callable[[int], str], places: NDArray[np.int64
 
 
 def _plain(title: str) -> str:
-    """A title as it is compared: without spaces, leaders, the number of a page and of the chapter."""
-    whole = _SPACE.sub("", _PAGE.sub("", title) if title[-1:] in _PAGE_ENDS else title)
-    return _NUMBERED.sub("", whole) or whole
+    """A title as it is compared: without spaces, leaders, the link around it, the number of a page and of the chapter.
+
+    The number goes first: the mark behind it (`1. `) is one of those that leaders are made of.
+    """
+    if title[-1:] in _PAGE_ENDS:
+        title = _PAGE.sub("", _LINK.sub(r"\1", title))
+    return _SPACE.sub("", _NUMBERED.sub("", title)) or _SPACE.sub("", title)
 
 
 # A header or footer stands within so many lines of a heading, in so many chapters and in such a share of them.
@@ -118,6 +128,15 @@ _NOT_LATIN = re.compile("[^a-z]+")
 # storyteller speaks.
 TOLD = "。！？!?…”」』’\"'：:；;，,、—～~"
 told = among(TOLD)
+# What a header with a number that differs says, if it is none of the story: of a site, a file, an upload, a book.
+_OF_A_BOOK = re.compile(
+    r"书[屋院库坊城吧香馆斋盟]|小说|文学网?|论坛|书网|中文网|网[站址页]|本站|全本|本[章书]|正文|更新|字[数數]|首[发發]|手打|整理|扫描"
+    r"|校[对對]|录入|制作|上[传傳]|下[载載]|[阅閱][读讀]|[连連][载載]|作者|[点點][击擊]|收藏|月票|推[荐薦]|[订訂][阅閱]|免[费費]|[全文]集|作品|[《》]"
+    r"|第.{1,8}[页頁卷册冊]|(?i:www|https?:|\.(?:com|net|org|cn|cc|info)\b|\.txt|\.html?\b|\bpage\b)"
+)
+_COUNT = re.compile(rf"[0-9０-９]+|[{NUMERALS}]+")
+# A running head: the number of the page stands apart.
+_RUNNING = re.compile(r"(?:([0-9]{1,5})[\s·•|｜—–-]+[^0-9:：]+|[^0-9:：]+[\s·•|｜—–-]+([0-9]{1,5}))")
 _STORY = re.compile("分解|话说|話說|却说|卻說|且说|且說|下回|欲知|正是|有[诗詩]|[诗詩词詞]曰|但[见見]")
 
 
@@ -126,7 +145,8 @@ def furniture(layout: Layout, line: Callable[[int], str], headings: Iterable[Can
 
     Texts are the same when their Han characters are, numbers, dates and the chapter's own title set aside; so a
     watermark is found in all its disguises. Where there are hardly any Han characters Latin letters count. What may be
-    story proves nothing. Sections of chapters must not hide the chapters: headings are looked at all together, and
+    story proves nothing; neither does a line whose numbers differ (`距离高考还有99天`), unless it names a site, a file or a
+    book, or has the number of a page at its end. Sections of chapters must not hide the chapters: headings are looked at all together, and
     unit by unit.
     """
     ordered = sorted(headings, key=lambda heading: heading.line)
@@ -161,9 +181,25 @@ def _furniture(
                 for i, title, plain in zip(place_C.tolist(), titles, plain_C, strict=True)
                 if plain
             ]
-            keys = Counter(key for text, title in texts if not _STORY.search(text) for key in _folded(text, title))
-            proved |= {key for key, count in keys.items() if count >= needed}
+            keys: dict[str, list[tuple[str, str]]] = {}
+            for text, title in texts:
+                for key in _folded(text, title) if not _STORY.search(text) else ():
+                    keys.setdefault(key, []).append((text, title))
+            proved |= {
+                key for key, of_it in keys.items() if len(of_it) >= needed and _stays_the_same(key, of_it, needed)
+            }
     return {i for i, title in near if not proved.isdisjoint(_folded(line(i).strip(), title))} if proved else set()
+
+
+def _stays_the_same(key: str, texts: Sequence[tuple[str, str]], needed: float) -> bool:
+    """Whether texts that are the same but for numbers are no story: most have the same numbers, or say what they are."""
+    counts = Counter(tuple(_COUNT.findall(text.replace(title, " ") if title else text)) for text, title in texts)
+    if counts.most_common(1)[0][1] >= needed or _OF_A_BOOK.search(key):
+        return True
+    if sum(bool(_OF_A_BOOK.search(text)) for text, _ in texts) >= needed:
+        return True
+    pages = [int(hit[1] or hit[2]) for text, _ in texts if (hit := _RUNNING.fullmatch(text))]
+    return len(pages) >= needed and pages == sorted(pages)
 
 
 def _folded(text: str, title: str) -> set[str]:

@@ -256,9 +256,33 @@ def test_odd_characters_are_put_right_only_where_they_outnumber_the_usual_ones()
 def test_an_odd_character_in_a_word_of_its_own_stays() -> None:
     """A name that is written with an odd character neither counts as one nor is rewritten."""
     names = "澹台明月到了勐海，神情恬澹，山上种着桉树。\n" * 9
-    assert clean(names + "他的脸色很淡。\n他勐然回头。\n", RULES)[0].text == names + "他的脸色很淡。\n他勐然回头。"
-    cleaned = clean(names + "他勐然回头。\n" * 6, RULES)[0].text
-    assert cleaned == names + "\n".join(["他猛然回头。"] * 6)
+    assert clean(names + "他的脸色很淡。\n他勐地回头。\n", RULES)[0].text == names + "他的脸色很淡。\n他勐地回头。"
+    cleaned = clean(names + "他勐地回头。\n" * 6, RULES)[0].text
+    assert cleaned == names + "\n".join(["他猛地回头。"] * 6)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["苏桉把门关上。", "“苏桉，”老人说，“这案子你别管。”", "桉桉，快走！", "桉儿笑了笑。", "小桉没有说话。"],
+        ["方桉把门关上。", "方桉没有说话。", "方桉笑了。"],
+        ["渡辺把茶放下。", "田辺没有笑。", "徳川家的人来了。"],
+        ["李澹推门而入。", "李澹坐下。", "李澹一笑。", "“李澹！”"],
+        ["罗勐推门而入。", "罗勐坐下。", "阿勐一笑。"],
+    ],
+)
+def test_a_person_keeps_a_name_that_is_written_with_an_odd_character(lines: list[str]) -> None:
+    text = "\n".join(lines * 9)
+    assert clean(text, RULES)[0].text == text
+
+
+def test_odd_characters_in_words_that_have_no_others_are_put_right_at_once() -> None:
+    cleaned, removed = clean("没有答桉，苏桉勐然回头。\n勐海的桉树。", RULES)
+    assert cleaned.text == "没有答案，苏桉猛然回头。\n勐海的桉树。"
+    assert restore(cleaned, removed) == "没有答桉，苏桉勐然回头。\n勐海的桉树。"
+    odd = "这桉子办不成。\n方桉已经定了。\n神色冷澹，语气平澹。\n勐虎下山。\n莪们走。\n苏桉说。\n"
+    usual = "这案子办不成。\n方案已经定了。\n神色冷淡，语气平淡。\n猛虎下山。\n我们走。\n苏桉说。\n"
+    assert clean(odd * 6, RULES)[0].text == (usual * 6).strip()
 
 
 def test_traditional_lines_of_a_simplified_work_are_simplified() -> None:
@@ -335,3 +359,35 @@ def test_a_line_of_thousands_of_layers_is_dropped() -> None:
     cleaned, removed = clean(f"{deeper}\n雨停了。", RULES)
     assert cleaned.text == "雨停了。" and restore(cleaned, removed) == f"{deeper}\n雨停了。"
     assert [(row["rule"], row["action"], row["text"]) for row in rows(removed)] == [("forum_tag", "drop_line", deeper)]
+
+
+@pytest.mark.parametrize("heading", ["第十二章归人", "第十二回武松打虎", "正文 第12章归人", "长夜行 第12章 归人"])
+def test_a_heading_that_opens_a_text_needs_no_other(heading: str) -> None:
+    """A text of one chapter has nothing to count by."""
+    story = "雨下了一夜。\n他走到渡口，船已经开走了。"
+    cleaned, removed = clean(f"{heading}\n\n{story}", RULES)
+    assert cleaned.text == story and len(cleaned.headings) == 1 and cleaned.headings[0].start == 0
+    assert clean(f"雨下了一夜。\n{heading}\n{story}", RULES)[0].headings == []
+    assert clean(f"{heading}\n\n{story}", RULES, whole=False)[0].headings == []
+    assert restore(cleaned, removed) == f"{heading}\n\n{story}"
+
+
+@pytest.mark.parametrize("line", ["第三回了！", "第二回见面，他没有来", "第十二章归人", "第二节课他没有来"])
+def test_what_opens_no_text(line: str) -> None:
+    """A sentence, and a line that is all there is."""
+    text = line if line == "第十二章归人" else f"{line}\n雨下了一夜。"
+    assert clean(text, RULES)[0].text == text
+
+
+def test_a_title_that_is_repeated_below_its_heading_goes() -> None:
+    for below in ("夜雨", "　　夜 雨"):
+        cleaned, removed = clean(f"第1章 夜雨\n\n{below}\n　　雨下了一夜。", RULES)
+        assert cleaned.text == "雨下了一夜。" and [heading.title for heading in cleaned.headings] == ["夜雨"]
+        assert restore(cleaned, removed) == f"第1章 夜雨\n\n{below}\n　　雨下了一夜。"
+    for kept in ("夜雨。", "夜雨下了一夜", "雨下了一夜。\n夜雨"):
+        assert clean(f"第1章 夜雨\n{kept}", RULES)[0].text == kept
+
+
+def test_a_heading_with_an_uploads_stamp_begins_its_chapter() -> None:
+    cleaned, _ = clean("第1章 归来　[本章字数：3001　更新时间：2012-05-01 12:00]\n雨下了一夜。", RULES)
+    assert cleaned.text == "雨下了一夜。" and [heading.title for heading in cleaned.headings] == ["归来"]

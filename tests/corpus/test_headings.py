@@ -57,6 +57,22 @@ def test_spelled_numbers_are_read(number: int) -> None:
         ("（三）", ")", 3, ""),
         ("(3)归途", ")", 3, "归途"),
         ("归途（2）", "()归途", 2, "归途（2）"),
+        ("【001】归途", "【", 1, "归途"),
+        ("[012] 归途", "[", 12, "归途"),
+        ("【一】", "【", 1, ""),
+        ("「一」", "「", 1, ""),
+        ("<1>", "<", 1, ""),
+        ("1)", ")", 1, ""),
+        ("01-归途", "-", 1, "归途"),
+        ("01·归途", "·", 1, "归途"),
+        ("1：归途", ":", 1, "归途"),
+        ("1/归途", "/", 1, "归途"),
+        ("#1 归途", "#", 1, "归途"),
+        ("§1", "§", 1, ""),
+        ("No.1 归途", "No.", 1, "归途"),
+        ("章一 归途", "章", 1, "归途"),
+        ("其一", "其", 1, ""),
+        ("其之一　归途", "其之", 1, "归途"),
     ],
 )
 def test_weak_shapes(text: str, unit: str, number: int, title: str) -> None:
@@ -68,7 +84,7 @@ def test_weak_shapes(text: str, unit: str, number: int, title: str) -> None:
     [
         "", "他走到渡口。", "一个人走在河边", "二十年前的那一夜", "“第三章说的是什么？”", "第二节课他没有来。", "（笑）你来了", "三、", "◆",
         "◆◆◆", "【叮！】", "【等级：12】", "2、他走到渡口，船已经开走了。", "第二回来的时候，天已经黑了，他在渡口坐了一夜，", "某兄：", "X光",
-        "他翻开第三章", "一" * 41,
+        "他翻开第三章", "一" * 41, "12：30 到站", "【1】某人到了", "[1] 见某书卷二", "【1】某人：到！", "「一个人」", "之一个人", "其一，不许哭", "3/5",
     ],
 )  # fmt: skip
 def test_what_is_no_candidate(text: str) -> None:
@@ -151,7 +167,14 @@ def test_a_list_is_no_row_of_chapters() -> None:
 def test_a_row_of_weak_headings_needs_five() -> None:
     assert accepted(*chapters(*[weak(n, "") for n in range(1, 5)])) == []
     assert accepted(*chapters(*[weak(n, "") for n in range(1, 6)])) == list(range(5))
-    assert accepted(*chapters(weak(1), weak(2, ")"), weak(3), weak(4, ")"), weak(5), weak(6, ")"))) == []
+    assert accepted(*chapters(weak(1, ""), weak(2, ")"), weak(3, ""), weak(4, ")"), weak(5, ""), weak(6, ")"))) == []
+
+
+def test_a_row_of_weak_chapters_needs_three() -> None:
+    for name in "章回":
+        assert accepted(*chapters(*[weak(n, name) for n in range(1, 4)])) == [0, 1, 2]
+        assert accepted(*chapters(weak(1, name), weak(2, name))) == []
+    assert accepted(*chapters(*[weak(n, "夜") for n in range(1, 4)])) == []
 
 
 def test_numbers_start_again_in_a_new_volume() -> None:

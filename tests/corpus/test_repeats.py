@@ -53,6 +53,11 @@ def book(titles: Sequence[str], mark: str = "") -> list[str]:
         [f"{title}　{n * 7}" for n, title in enumerate(TITLES, 1)],
         [f"第{n}章 {title}" for n, title in enumerate(TITLES, 1)],
         [f"{n}、{' '.join(title)}" for n, title in enumerate(TITLES, 1)],
+        [f"{n}. {title}" for n, title in enumerate(TITLES, 1)],
+        [f"第 {n} 章 {title}" for n, title in enumerate(TITLES, 1)],
+        [f"{title} / {n * 7:03d}" for n, title in enumerate(TITLES, 1)],
+        [f"{n * 7:03d}　{title}" for n, title in enumerate(TITLES, 1)],
+        [f"- [第{n}章 {title}](#c{n})" for n, title in enumerate(TITLES, 1)],
         [*TITLES[:6], "一篇没有收进来的", "另一篇", *TITLES[6:]],
     ],
 )
@@ -62,6 +67,15 @@ def test_a_table_of_contents_proves_its_titles(listed: list[str]) -> None:
     found, proved = tables(lines)
     assert found == [line for line in listed if line]
     assert [lines[i] for i in proved] == TITLES
+
+
+@pytest.mark.parametrize("mark", ["", "{n} "])
+def test_the_first_title_may_follow_its_table_at_once(mark: str) -> None:
+    """Whether the titles over the chapters are headings that are known (by their numbers), or proved by the table."""
+    body = [line for n, title in enumerate(TITLES, 1) for line in book([title], mark.format(n=n))]
+    lines = [*TITLES, "", *body]
+    titled = [len(TITLES) + 1 + i for i, line in enumerate(body) if line.endswith(tuple(TITLES))]
+    assert tables(lines, titled if mark else ()) == (TITLES, [] if mark else titled)
 
 
 def test_headings_with_no_text_between_are_a_table() -> None:
@@ -133,6 +147,7 @@ def furniture_of(lines: list[str], headings: list[Candidate]) -> list[str]:
         "www.example.com/{n}/",
         "旧桥书屋首发第{n}页",
         "本章由旧桥书屋整理",
+        "《书屋长夜》{n}",
     ],
 )
 def test_headers_and_footers_stand_at_the_same_place(mark: str) -> None:
@@ -142,6 +157,14 @@ def test_headers_and_footers_stand_at_the_same_place(mark: str) -> None:
         assert furniture_of(*novel(7, **kind)) == []
         assert furniture_of(*novel(40, every=2, **kind)) == []
         assert furniture_of(lines, headings[:1]) == []
+
+
+def test_a_running_head_has_the_number_of_its_page() -> None:
+    lines, headings = novel(20, head="旧桥旧事　{n}")
+    assert furniture_of(lines, headings) == [line for line in lines if line.startswith("旧桥旧事")]
+    # A count that goes down is a story's.
+    downward = [re.sub("(?<=旧桥旧事　)[0-9]+", lambda hit: str(99 - int(hit[0])), line) for line in lines]
+    assert furniture_of(downward, headings) == []
 
 
 def test_a_watermark_is_found_in_its_disguises() -> None:
@@ -171,7 +194,7 @@ def test_sections_do_not_hide_chapters() -> None:
     "mark",
     [
         "欲知后事如何，且听下回分解。", "欲知后事如何，且听下回分解", "正是：", "有诗为证", "“你来了？”", "【今日任务已经完成】", "◆◆◆", "一九二五年三月{n}日",
-        "天色慢慢暗下来。", "天色慢慢暗下来……", "——旧桥主人记", "完",
+        "天色慢慢暗下来。", "天色慢慢暗下来……", "——旧桥主人记", "完", "距离大考还有{n}天", "大梁永昌{n}年，京城", "剩余时间：{n}",
     ],
 )  # fmt: skip
 def test_a_storyteller_may_repeat_himself(mark: str) -> None:
