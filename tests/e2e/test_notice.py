@@ -2,6 +2,7 @@
 from there without it."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -40,6 +41,10 @@ def test_a_run_goes_on_from_where_the_notice_found_it(tiny_model, tiny_prepared,
     }  # fmt: skip
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "RAY_AUTH_MODE": "token"
+    }
+
     def told(name: str) -> list[int]:
         return [entry[name] for entry in metrics.read(str(output)) if name in entry]
 
@@ -49,7 +54,9 @@ def test_a_run_goes_on_from_where_the_notice_found_it(tiny_model, tiny_prepared,
         )
         wait_for(lambda: len(told("loss")) >= 30 or run.ended(), "no steps")
         probe = f"import json, ray; ray.init('{ray.address}', log_to_driver=False); print(json.dumps(ray.nodes()))"
-        found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+        found = subprocess.run(
+            [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True
+        ).stdout
         nodes = json.loads(found.splitlines()[-1])
         [second] = [node["NodeID"] for node in nodes if node["NodeManagerAddress"] == "127.0.0.2"]
         reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken back"]
@@ -64,7 +71,7 @@ def test_a_run_goes_on_from_where_the_notice_found_it(tiny_model, tiny_prepared,
             "--deadline-remaining-seconds",
             "60",
         ]
-        done = subprocess.run(drain, capture_output=True, text=True)
+        done = subprocess.run(drain, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         wait_for(lambda: told("leaving_at_step") or run.ended(), "nobody has heard of it")
         [step] = told("leaving_at_step")
