@@ -43,33 +43,18 @@ from safetensors.torch import load_file
 HERE = Path(__file__).resolve().parent
 GLOBAL_BATCH = 4
 WAIT_S = 600.0
-# Python runs it at each start: when the rows' module has been loaded, every row that is asked for is written down.
-SITE = """
-import importlib.abc, importlib.util, os, sys
+# Every row that a worker asks for is written down.
+NOTING = """
+import os
 
-class Noting(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "raystyle.training.rows":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
+get = module.Placed.__getitem__
 
-        def exec_module(module):
-            load(module)
-            get = module.Placed.__getitem__
+def noted(self, key):
+    with open(os.path.join(os.environ["RAYSTYLE_BENCH_ROWS"], str(os.getpid())), "a") as file:
+        file.write(f"{key[0]} {key[1]}\\n")
+    return get(self, key)
 
-            def noted(self, key):
-                with open(os.path.join(os.environ["RAYSTYLE_BENCH_ROWS"], str(os.getpid())), "a") as file:
-                    file.write(f"{key[0]} {key[1]}\\n")
-                return get(self, key)
-
-            module.Placed.__getitem__ = noted
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Noting())
+module.Placed.__getitem__ = noted
 """
 
 
@@ -212,9 +197,8 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="raystyle-kills-"))
     model = builders.write_model(work / "model")
     prepared = builders.write_prepared(work / "prepared", model, rows=64)
-    (work / "site").mkdir()
-    (work / "site/sitecustomize.py").write_text(SITE)
-    paths = os.pathsep.join([str(work / "site"), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    site = builders.write_site(work / "site", "raystyle.training.rows", NOTING)
+    paths = os.pathsep.join([str(site), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
 
     def words(name: str, **values: object) -> list[str]:
         settings = {

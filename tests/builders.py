@@ -157,3 +157,33 @@ def write_adapter(directory: Path, model: Path, *, seed: int = 0, strength: floa
             torch.nn.init.normal_(weight, std=strength)
     tuned.save_pretrained(directory)
     return directory
+
+
+SITE = """
+import importlib.abc, importlib.util, sys
+
+class Patching(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != {module!r}:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            exec({patch!r}, {{"module": module}})
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Patching())
+"""
+
+
+def write_site(folder: Path, module: str, patch: str) -> Path:
+    """A folder for `PYTHONPATH` from which every Python process runs `patch`, where `module` is the module of that name, as soon as
+    it has loaded it: a change to processes that others start."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SITE.format(module=module, patch=patch))
+    return folder

@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed
 
 from raystyle.errors import ConfigError
+from raystyle.training import sharding
 from raystyle.training.trainer import Task
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
@@ -23,6 +24,7 @@ def check(base_identity: Any, task: Task) -> None:
     own = {f"`{name}`": value for name, value in task.config.items() if name not in PLACES}
     own |= {f"the package {name}": metadata.version(name) for name in PACKAGES}
     own |= {
+        "`deepspeed`": sharding.deepspeed_config(task.config["deepspeed"]),
         "the base": base_identity,
         "the rows": task.manifest["digest"],
         "the adapter at `lora_path`": task.start_digest,

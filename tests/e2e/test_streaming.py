@@ -76,7 +76,7 @@ def run_alone(config: TrainConfig) -> list[float]:
     )  # fmt: skip
 
     def hand_over(step: int, directory: str | None) -> None:
-        checkpoints.upload(str(directory), f"{config.output_dir}/checkpoints/{checkpoints.name_of(step)}")
+        loop.keep(task, step, str(directory))
 
     dataset = ordered(streaming.dataset_of(config, pipeline.raw_of(config), plan.steps)())
     rows = config.per_device_train_batch_size

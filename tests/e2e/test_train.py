@@ -422,27 +422,12 @@ def test_a_killed_worker_changes_nothing(undisturbed, tiny_model, tiny_prepared,
     assert distance(adapter(output), adapter(reference_output)) == 0
 
 
-# Python runs it at each start: checkpoints take their time on the way to storage.
+# Checkpoints take their time on the way to storage.
 SLOW_UPLOADS = """
-import importlib.abc, importlib.util, sys, time
+import time
 
-class Slow(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "raystyle.training.checkpoints":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-
-        def exec_module(module):
-            load(module)
-            upload = module.upload
-            module.upload = lambda *places: (time.sleep(6), upload(*places))
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Slow())
+upload = module.upload
+module.upload = lambda *places: (time.sleep(6), upload(*places))
 """
 
 
@@ -450,10 +435,9 @@ sys.meta_path.insert(0, Slow())
 def test_steps_go_on_while_a_checkpoint_is_uploaded(undisturbed, tiny_model, tiny_prepared, tmp_path):
     """The last checkpoint is waited for, and one that comes while another is on its way."""
     _, reference_output = undisturbed
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(SLOW_UPLOADS)
+    site = builders.write_site(tmp_path / "site", "raystyle.training.checkpoints", SLOW_UPLOADS)
     command = [sys.executable, "-m", "raystyle", "train", *words(tiny_model, tiny_prepared, tmp_path / "r")]
-    path = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(site), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
