@@ -76,12 +76,12 @@ class Admission:
                 self._is_idle.set()
 
     @asynccontextmanager
-    async def waiting_until(self, deadline_s: float) -> AsyncIterator[None]:
+    async def waiting_until(self, deadline_s: float) -> AsyncIterator[asyncio.Timeout]:
         """`asyncio.timeout_at`, which a drained server brings forward: `TimeoutError`, and `is_over` says which it was."""
         async with asyncio.timeout_at(0.0 if self.is_over else deadline_s) as timeout:
             self._waits.add(timeout)
             try:
-                yield
+                yield timeout
             finally:
                 self._waits.discard(timeout)
 
