@@ -160,6 +160,21 @@ for name, words, begins in json.loads(sys.argv[1]):
         sys.exit(f"{name} ended with {code}")
 """
 WAYS = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+# As Hugging Face's guide has it: what is `auto` comes from the run's own flags.
+AUTO = {
+    "zero_optimization": {
+        "stage": 2, "overlap_comm": True, "contiguous_gradients": True, "allgather_bucket_size": 2e8,
+        "reduce_bucket_size": "auto", "reduce_scatter": True,
+    },
+    "fp16": {"enabled": "auto", "loss_scale": 0},
+    "bf16": {"enabled": "auto"},
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}  # fmt: skip
 SHORT = {"max_steps": 6, "save_steps": 3, "lora_r": 3, "lora_alpha": 6}  # ZeRO-3's shards are uneven here
 STAGE = {"max_steps": 8, "save_steps": 4, "loraplus_lr_ratio": 4}
 EXPERTS = {
@@ -180,6 +195,7 @@ def together(undisturbed, tiny_model, tiny_prepared, tmp_path_factory):
         return [name, given[:at] + given[at + 2 :], begins]
 
     stage = STAGE | {"lora_path": first}
+    (place / "auto.json").write_text(json.dumps(AUTO))
     runs = [
         a_run("anew"),
         a_run("torchrun after Ray", (str(first), STEPS - EVERY)),
@@ -187,6 +203,7 @@ def together(undisturbed, tiny_model, tiny_prepared, tmp_path_factory):
         *(
             a_run(f"by {way}", deepspeed=way, **SHORT) for way in WAYS
         ),  # a folder `zero1` would be taken for a file of settings
+        a_run("by a file", deepspeed=place / "auto.json", **SHORT),
         a_run("zero3 after ddp", ("ddp", 3), deepspeed="zero3", **SHORT),
         a_run("ddp after zero3", ("by zero3", 3), **SHORT),
         a_run("zero1 after itself", ("by zero1", 3), deepspeed="zero1", **SHORT),
@@ -200,11 +217,17 @@ def together(undisturbed, tiny_model, tiny_prepared, tmp_path_factory):
         a_run("poisoned, zero2", deepspeed="zero2", bf16=True, **SHORT),
         a_run("poisoned, zero3", deepspeed="zero3", **SHORT),
     ]
+    alone = [
+        a_run("one by zero3 after two", ("by zero3", 3), deepspeed="zero3", **SHORT),
+        a_run("one by zero2 after two by zero3", ("by zero3", 3), deepspeed="zero2", **SHORT),
+    ]
     (place / "together.py").write_text(TOGETHER)
-    launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2", "together.py"]
-    done = subprocess.run([*launcher, json.dumps(runs)], capture_output=True, text=True, timeout=900, cwd=place)
-    assert done.returncode == 0, done.stderr
-    (place / "said.txt").write_text(done.stderr)
+    for count, given in ((2, runs), (1, alone)):
+        launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", str(count)]
+        command = [*launcher, "together.py", json.dumps(given)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=place)
+        assert done.returncode == 0, done.stderr
+        (place / f"said by {count}.txt").write_text(done.stderr)
     return place
 
 
@@ -322,12 +345,16 @@ def test_a_run_continues_with_other_workers_under_deepspeed(undisturbed, tiny_mo
     assert distance(adapter(output), adapter(reference_output)) < 1e-5
 
 
-CHANGES = ["zero3 after ddp", "ddp after zero3", "zero1 after itself", "zero3_offload after zero2_offload"]
+CHANGES = [
+    "zero3 after ddp", "ddp after zero3", "zero1 after itself", "zero3_offload after zero2_offload",
+    "one by zero3 after two", "one by zero2 after two by zero3",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*(f"by {way}" for way in WAYS), *CHANGES])
+@pytest.mark.parametrize("name", [*(f"by {way}" for way in WAYS), "by a file", *CHANGES])
 def test_every_way_to_share_the_work_gives_the_same_and_continues_the_others(together, name):
-    """DDP and ZeRO-1, 2 and 3, with and without offloading, on two workers."""
+    """DDP and ZeRO-1, 2 and 3, with and without offloading, by presets and by a file of `auto` values, on two workers; and one
+    after two."""
     expected = told_losses(together / "ddp")
     assert len(expected) == 6
     assert told_losses(together / name) == pytest.approx(expected, abs=1e-5)
@@ -344,7 +371,7 @@ def test_in_16_bits_zero_goes_on_with_the_weights_in_full_precision(together):
 
 
 def test_workers_that_were_told_different_things_are_refused(together):
-    said = (together / "said.txt").read_text()
+    said = (together / "said by 2.txt").read_text()
     assert "the workers differ: `learning_rate` is 0.003 for worker 0 and 0.5 for worker 1" in said
     assert not (together / "apart" / "adapter").exists()
 
