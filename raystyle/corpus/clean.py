@@ -34,6 +34,8 @@ RECURRING = "recurring_line"
 PROVEN_HEADING = "title_in_contents"
 NUMBERED_HEADING = "numbered_heading"
 PAGE_NUMBER = "number_inside_sentence"
+WORK_TITLE = "title_of_work"
+RUNNING_HEAD = "running_head"
 TO_SIMPLIFIED = "traditional_to_simplified"
 BUILT_IN = {
     BLANK_LINE: ("drop_line", "Lines without text; paragraphs are separated by one line break."),
@@ -44,6 +46,11 @@ BUILT_IN = {
     PROVEN_HEADING: ("drop_line", "A heading without a number, which the table of contents names."),
     NUMBERED_HEADING: ("drop_line", "A heading that its number alone proves, among those of the chapters around it."),
     PAGE_NUMBER: ("drop_line", "A number alone that stands inside a sentence, as the pages of a book do."),
+    WORK_TITLE: ("drop_line", "The name of the work, above what else stands in front of it."),
+    RUNNING_HEAD: (
+        "drop_line",
+        "The head of a page: the same line again and again, amid sentences, or the work's name.",
+    ),
     FURNITURE: ("drop_line", "A line that stands at the same place in most chapters."),
     RECURRING: ("drop_line", "A line that one work repeats hundreds of times, and that is no speech or story."),
     TO_SIMPLIFIED: ("rewrite", "Traditional characters in a work that is otherwise simplified."),
@@ -159,7 +166,8 @@ class _Batch:
         self.names = [*BUILT_IN, *(rule.name for rule in rules.rules)]
         self.codes = {name: code for code, name in enumerate(self.names)}
         self.interrupting = [self.codes[rule.name] for rule in rules.rules if rule.interrupts] + [
-            self.codes[PAGE_NUMBER]
+            self.codes[PAGE_NUMBER],
+            self.codes[RUNNING_HEAD],
         ]
         # By code; the last one stands for -1, what is kept.
         self.interrupts_R = np.isin(np.arange(len(self.names) + 1), self.interrupting)
@@ -287,7 +295,8 @@ class _Batch:
             self._drop_by_place(first, last, accepted)
             recurring, unmarked = self._drop_recurring(first, last)
         if whole:
-            self._drop_top(number, first, last)
+            titles = self._drop_top(number, first, last)
+            self._drop_running_heads(first, last, titles)
         kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
         unbroken = self._mend_page_breaks(first, last)
         if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
@@ -430,8 +439,10 @@ class _Batch:
         _, inverse_K, counts = np.unique(key_K, return_inverse=True, return_counts=True)
         return counts[inverse_K] >= MIN_RECURRENCE
 
-    def _drop_top(self, number: int, first: int, last: int) -> None:
-        """Rules for lines above the first one that is kept, and a heading that opens the text."""
+    def _drop_top(self, number: int, first: int, last: int) -> list[str]:
+        """Rules for lines above the first one that is kept, a heading that opens the text, and the work's name. Returns
+        the lines that may be that name."""
+        titles = []
         for m in range(first, last):
             if self.rule_M[m] >= 0:
                 continue
@@ -444,8 +455,31 @@ class _Batch:
             if at_start:
                 edits = self.edited[m][1] if m in self.edited else []
                 self._take(m, sweep(self.body.text(m), at_start, self.rules, edits))
+            if self.rule_M[m] < 0 and WORK_TITLE not in self.rules.off and self._is_title(m, last):
+                self.rule_M[m] = self.codes[WORK_TITLE]
+                titles.append(self.text(m))
             if self.rule_M[m] < 0:
-                return
+                return titles
+        return titles
+
+    def _is_title(self, m: int, last: int) -> bool:
+        """Whether one of the first lines is the work's name: next to it stands what was dropped, or one more such line and
+        then that."""
+        for below in range(m, last):
+            if self.rule_M[below] == self.codes[BLANK_LINE]:
+                continue
+            if below > m and self.rule_M[below] >= 0:
+                return True
+            if below > m + 4 or not context.is_title(self.text(below)):
+                return False
+        return False
+
+    def _drop_running_heads(self, first: int, last: int, titles: Sequence[str]) -> None:
+        if RUNNING_HEAD in self.rules.off:
+            return
+        layout = self._layout(first, last, ())
+        for index in repeats.running_heads(layout, lambda index: self.text(first + index), titles):
+            self.rule_M[first + index] = self.codes[RUNNING_HEAD]
 
     def _mend_page_breaks(self, first: int, last: int) -> set[int]:
         """Paragraphs that go on behind a page marker: between the two stands nothing but such markers and blank lines."""

@@ -142,6 +142,16 @@ def _edges(extent_N: NDArray[np.int32], stretch_N: Counts, lines_S: Counts) -> t
     return width_S, wrapped_S & (full_S >= MIN_DROP * nearly_S)
 
 
+# A name of a work: a few words without any mark of a sentence; and what somebody is told in front of one.
+_TITLE = re.compile(r"[^。！？!?；;，,：:…“”‘’「」『』、]{1,24}")
+_DEDICATION = re.compile(r"(?:谨以|謹以|谨|謹)?(?:此书|此書)?[献獻]给|[献獻]給|[纪紀]念|^[致給给]")
+
+
+def is_title(text: str) -> bool:
+    """Whether a line has the shape of a work's name, spaces between its characters not counted."""
+    return bool(_TITLE.fullmatch("".join(text.split()))) and not _DEDICATION.match(text)
+
+
 _STARTS_HEADING = re.compile(r"第[\s\d〇零一二两三四五六七八九十百千]{1,9}[章回节節卷集部篇話话]|[☆★○◎◆■●]|[-=*_]{3}")
 # A line shorter than this, without a mark at its end, may be a title rather than half a paragraph.
 MIN_HALF = 16

@@ -104,6 +104,11 @@ _WEAK = [
 _TITLE_FIRST = re.compile(
     r"(?P<title>[^。！？；…“”，：:（(]{1,20}?)\s?[（(](?P<number>[〇零一二三四五六七八九十百0-9０-９]{1,5})[）)]"
 )
+# What a book numbers beside chapters, 第一封信 or 第二夜: only where a title stands apart.
+_OWN_UNIT = re.compile(
+    rf"第\s?{_NUMBER}\s?(?P<unit>[\u3400-\u9fff]{{1,3}})[\s\u3000]{{1,4}}(?P<title>[^，。！？；…“”：:]{{1,30}})"
+)
+_TITLED = " + title"
 # Forms of one mark.
 _FORMS = {
     "）": ")", "．": ".", "\u3000": " ", "［": "[", "〔": "[", "〈": "<", "–": "-", "—": "-", "•": "·", "：": ":", "／": "/", "｜": "|",
@@ -127,6 +132,8 @@ def weak_candidate(line: int, text: str) -> Candidate | None:
             unit = _UNITS.get(groups["unit"], groups["unit"])
             unit = _FORMS.get(unit, unit)
             return Candidate(line, unit, number, False, (groups.get("title") or "").strip())
+    if (hit := _OWN_UNIT.fullmatch(text)) and (number := parse_number(hit["number"])) is not None:
+        return Candidate(line, hit["unit"] + _TITLED, number, False, hit["title"].strip())
     if (hit := _TITLE_FIRST.fullmatch(text)) and (number := parse_number(hit["number"])) is not None:
         return Candidate(line, "()" + hit["title"].strip(), number, False, text)
     return None
@@ -147,8 +154,9 @@ MIN_BETWEEN = 200
 # So many numbers in a row prove each other without one strong heading, or at the open end of strong ones; fewer do
 # where strong ones stand on both sides.
 MIN_CHAIN, MIN_CHAIN_BETWEEN = 5, 3
-# What says that it is a chapter needs a shorter row.
+# What says that it is a chapter needs a shorter row, and so does a unit of the book's own with a title apart.
 MIN_CHAIN_NAMED = {"章": 3, "回": 3}
+MIN_CHAIN_TITLED = 3
 # One number in a row may be missing.
 MAX_STEP = 2
 # Headings above which numbers may start again at one.
@@ -185,7 +193,7 @@ def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[i
         weak = [candidate for candidate in row if not candidate.strong]
         if not weak:
             continue
-        needed = MIN_CHAIN_NAMED.get(unit, MIN_CHAIN)
+        needed = MIN_CHAIN_TITLED if unit.endswith(_TITLED) else MIN_CHAIN_NAMED.get(unit, MIN_CHAIN)
         accepted |= {c.line for c, links in zip(weak, _links(weak, text_L), strict=True) if links.length >= needed}
         if len(weak) == len(row):
             continue

@@ -21,7 +21,7 @@ RULES = load_rules("zh_web_novel")
 PIECES = [
     "第一章", "第一章 风起", "第三回合开始了", "他走了。", "今天晚上，很好的月光。", "　　", " ", "\u200b", "<br/>", "br/>", "&nbsp;", "&amp;", "nbsp;",
     "www.example.com", "ｗｗｗ．", "http://a.cn/b", "example.cc", "（本章完）", "（未完待续）", "-->>", "作者：", "某某", " 著", "《某某志》", "----",
-    "------", "“", "”", "……", "TXT", "小说下载", "请记住本站域名", "求月票", "卷一", "1", "\n", "\n\n", "，", "<!--", "-->", "(", ")", "\u2028", "\x0c",
+    "------", "云边旧事", "云边旧事　　12", "“", "”", "……", "TXT", "小说下载", "请记住本站域名", "求月票", "卷一", "1", "\n", "\n\n", "，", "<!--", "-->", "(", ")", "\u2028", "\x0c",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from([*PIECES, *PIECES, "\n", "\n", "\n"]) | st.text(max_size=3), max_size=25).map(
     lambda parts: unify_line_ends("".join(parts))
@@ -39,7 +39,18 @@ SENTENCES = [
 ]
 paragraphs = st.lists(st.sampled_from(SENTENCES), min_size=1, max_size=9).map("".join)
 oddities = st.sampled_from(
-    ["_分节阅读_3", "（本章完）", "", "　　", "本书坊出品敬请收藏", "*** ***", "《某某志》", "第七回我可不会再让你"]
+    [
+        "_分节阅读_3",
+        "（本章完）",
+        "",
+        "　　",
+        "本书坊出品敬请收藏",
+        "*** ***",
+        "《某某志》",
+        "第七回我可不会再让你",
+        "云边旧事　　　　12",
+        "云边旧事",
+    ]
 )
 headings_ = st.tuples(
     st.sampled_from(["第{}章 风起", "第{}章风起了", "{}、归途", "（{}）", "{}", "卷{} 山中"]), st.integers(1, 12)
@@ -218,6 +229,42 @@ def test_page_numbers_inside_sentences_are_no_chapters() -> None:
     cleaned, removed = clean("\n".join([pages] + ["　　天亮了，他上路了。"] * 40), RULES)
     assert cleaned.headings == [] and cleaned.text.count("看见屋里没有人") == 8
     assert removed["rule"].to_pylist().count("number_inside_sentence") == 8
+
+
+PAGE = "他坐在黑地里听雨，心里想着明天的路，不知道从哪里走起才好。后来他推开门，看见屋里"
+
+
+def test_the_heads_of_pages_amid_sentences_go() -> None:
+    """A line that is not the work's name is a head where three sentences go through it."""
+    for head in ("云边旧事　　　　{}", "{}　云边旧事", "云边旧事"):
+        pages = [f"{PAGE}\n{head.format(n)}\n没有人，只有一盏灯还亮着。" for n in range(1, 4)]
+        cleaned, removed = clean("\n".join(pages), RULES)
+        assert cleaned.text.count("看见屋里没有人") == 3
+        assert removed["rule"].to_pylist().count("running_head") == 3
+        assert clean("\n".join(pages[:2]), RULES)[0].text.count("云边旧事") == 2
+    refrain = "\n".join(["他走了，没有回头。\n再会吧朋友\n天亮了。"] * 9)
+    assert cleaned_text(refrain) == refrain
+
+
+def test_the_name_of_a_work_tells_the_heads_of_its_pages() -> None:
+    top = "云 边 旧 事\n（修订本）\n作者：某某\n他走了，没有回头。\n"
+    head = "云边旧事　　　　卷一\n"
+    cleaned, removed = clean(f"{top}{head}{PAGE}\n云边旧事\n没有人。\n他说的云边旧事　　是哪一本", RULES)
+    assert cleaned.text == f"他走了，没有回头。\n{PAGE}没有人。\n他说的云边旧事　　是哪一本"
+    assert restore(cleaned, removed).startswith(top)
+    assert [r["text"] for r in rows(removed) if r["rule"] == "title_of_work"] == ["云 边 旧 事", "（修订本）"]
+    assert cleaned_text(f"{head}{PAGE}\n他走了。").startswith("云边旧事")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "献给我的母亲\n第一章 风起\n他走了。", "床前明月光\n疑是地上霜\n举头望明月\n低头思故乡", "灯还亮着\n他走了，没有回头。\n（本章完）",
+        "“灯还亮着”\n作者：某某\n他走了。",
+    ],
+)  # fmt: skip
+def test_a_first_line_that_is_no_name_of_a_work_stays(text: str) -> None:
+    assert cleaned_text(text).startswith(text.split("\n")[0])
 
 
 def test_what_neighbours_decide_can_be_switched_off() -> None:

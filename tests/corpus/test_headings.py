@@ -73,6 +73,7 @@ def test_spelled_numbers_are_read(number: int) -> None:
         ("章一 归途", "章", 1, "归途"),
         ("其一", "其", 1, ""),
         ("其之一　归途", "其之", 1, "归途"),
+        ("第一封信　归途", "封信 + title", 1, "归途"),
     ],
 )
 def test_weak_shapes(text: str, unit: str, number: int, title: str) -> None:
@@ -84,7 +85,8 @@ def test_weak_shapes(text: str, unit: str, number: int, title: str) -> None:
     [
         "", "他走到渡口。", "一个人走在河边", "二十年前的那一夜", "“第三章说的是什么？”", "第二节课他没有来。", "（笑）你来了", "三、", "◆",
         "◆◆◆", "【叮！】", "【等级：12】", "2、他走到渡口，船已经开走了。", "第二回来的时候，天已经黑了，他在渡口坐了一夜，", "某兄：", "X光",
-        "他翻开第三章", "一" * 41, "12：30 到站", "【1】某人到了", "[1] 见某书卷二", "【1】某人：到！", "「一个人」", "之一个人", "其一，不许哭", "3/5",
+        "他翻开第三章", "一" * 41, "12：30 到站", "【1】某人到了", "[1] 见某书卷二", "【1】某人：到！", "「一个人」", "之一个人", "其一，不许哭", "3/5", "第二天",
+        "第一封信里说的是他", "第二天　他走了，没有回头",
     ],
 )  # fmt: skip
 def test_what_is_no_candidate(text: str) -> None:
@@ -175,6 +177,7 @@ def test_a_row_of_weak_chapters_needs_three() -> None:
         assert accepted(*chapters(*[weak(n, name) for n in range(1, 4)])) == [0, 1, 2]
         assert accepted(*chapters(weak(1, name), weak(2, name))) == []
     assert accepted(*chapters(*[weak(n, "夜") for n in range(1, 4)])) == []
+    assert accepted(*chapters(*[weak(n, "夜 + title") for n in range(1, 4)])) == [0, 1, 2]
 
 
 def test_numbers_start_again_in_a_new_volume() -> None:

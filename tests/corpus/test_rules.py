@@ -64,7 +64,9 @@ def test_an_unsound_pack_is_refused(tmp_path: Path, old: str, new: str, message:
 
 
 def test_a_pack_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="no rules named `zh_web`\nhint: use common or zh_book or zh_forum or zh_web_novel"):
+    with pytest.raises(
+        ConfigError, match="no rules named `zh_web`\nhint: use common or zh_book or zh_forum or zh_web_novel"
+    ):
         load_rules("zh_web")
     with pytest.raises(StorageError):
         load_rules("/no/such.yaml")
