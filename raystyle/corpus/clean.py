@@ -327,7 +327,7 @@ class _Batch:
 
     def _headings(self, number: int, first: int, last: int, whole: bool) -> set[int]:
         """Drop the lines that are headings, weak ones only where they fit; their places in the text."""
-        mine = {m - first: candidate for m, candidate in self.candidates[number].items()}
+        mine = {m - first: found for m, found in self.candidates[number].items() if whole or found[1].strong}
         long = whole and last - first >= MIN_LINES
         if not mine and not long:
             return set()

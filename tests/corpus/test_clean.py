@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raystyle.corpus.clean import chapters, clean, clean_all, restore
@@ -136,6 +136,7 @@ def test_pieces_of_works_are_cleaned_line_by_line(text: str) -> None:
 
 
 @given(text=texts)
+@example(text="第一章\n第一章第一章")
 @settings(max_examples=300, deadline=None)
 def test_the_fast_path_is_every_rule_on_every_line(text: str) -> None:
     """The automaton over all literals and limits of length only save work: asking every line rule by rule gives the same."""
