@@ -442,9 +442,10 @@ class _Batch:
     def _drop_top(self, number: int, first: int, last: int) -> list[str]:
         """Rules for lines above the first one that is kept, a heading that opens the text, and the work's name. Returns
         the lines that may be that name."""
-        titles = []
+        titles: list[str] = []
         for m in range(first, last):
             if self.rule_M[m] >= 0:
+                titles += filter(None, [context.named_work(self.body.text(m))])
                 continue
             weak = self.candidates[number].get(m)
             if weak and headings.opens(weak[1], self.text(m)) and np.any(self.rule_M[m + 1 : last] < 0):
@@ -460,6 +461,7 @@ class _Batch:
                 titles.append(self.text(m))
             if self.rule_M[m] < 0:
                 return titles
+            titles += filter(None, [context.named_work(self.body.text(m))])
         return titles
 
     def _is_title(self, m: int, last: int) -> bool:

@@ -152,6 +152,15 @@ def is_title(text: str) -> bool:
     return bool(_TITLE.fullmatch("".join(text.split()))) and not _DEDICATION.match(text)
 
 
+_NAMED = re.compile(r"[书書]\s*名\s*[:：]\s*《?([^《》:：]{2,24}?)》?$|《([^《》]{2,24})》")
+
+
+def named_work(text: str) -> str:
+    """The name that a line of front matter gives the work, if it gives one."""
+    hit = _NAMED.search(text)
+    return "".join((hit[1] or hit[2]).split()) if hit else ""
+
+
 _STARTS_HEADING = re.compile(r"第[\s\d〇零一二两三四五六七八九十百千]{1,9}[章回节節卷集部篇話话]|[☆★○◎◆■●]|[-=*_]{3}")
 # A line shorter than this, without a mark at its end, may be a title rather than half a paragraph.
 MIN_HALF = 16

@@ -249,7 +249,10 @@ def running_heads(layout: Layout, line: Callable[[int], str], titles: Sequence[s
     return found
 
 
-_APART = r"(?:[\s\u3000]{2,}|[\s\u3000]*[◎·•|｜/／◆—–-][\s\u3000]*|[\s\u3000]*(?=[0-9０-９]{1,4}$)|(?<=[0-9０-９])[\s\u3000]*)"
+_APART = (
+    r"(?:[\s\u3000]{2,}|[\s\u3000]*[◎·•|｜/／◆—–-][\s\u3000]*|[\s\u3000]*(?=[0-9０-９]{1,4}$)|(?<=[0-9０-９])[\s\u3000]*"
+    rf"|[\s\u3000]+(?=[{NUMERALS}]{{1,4}}$))"
+)
 
 
 def _spaced(title: str) -> str:

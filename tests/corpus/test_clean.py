@@ -255,6 +255,8 @@ def test_the_name_of_a_work_tells_the_heads_of_its_pages() -> None:
     assert restore(cleaned, removed).startswith(top)
     assert [r["text"] for r in rows(removed) if r["rule"] == "title_of_work"] == ["云 边 旧 事", "（修订本）"]
     assert cleaned_text(f"{head}{PAGE}\n他走了。").startswith("云边旧事")
+    for named in ("《云边旧事》作者：某某", "书　名：云边旧事\n作　者：某某"):
+        assert cleaned_text(f"{named}\n他走了。\n云边旧事　一三\n天亮了。") == "他走了。\n天亮了。"
 
 
 @pytest.mark.parametrize(
