@@ -113,6 +113,10 @@ class Command:
             return True
         if self.run.process.returncode == 2:
             raise AssertionError(f"the command is refused: {''.join(self.said)}")
+        if self.run.process.returncode != -signal.SIGKILL:
+            print(
+                f"  the command ended with {self.run.process.returncode}: {''.join(list(self.said)[-5:])}", flush=True
+            )
         self.give()
         return False
 

@@ -294,18 +294,22 @@ class _Batch:
         if whole and last - first >= MIN_LINES:
             self._drop_by_place(first, last, accepted)
             recurring, unmarked = self._drop_recurring(first, last)
-        if whole:
-            titles = self._drop_top(number, first, last)
-            self._drop_running_heads(first, last, titles)
-        kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
-        unbroken = self._mend_page_breaks(first, last)
-        if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
-            self._mend_wraps(kept_K, unbroken)
+        titles = self._drop_top(number, first, last) if whole else []
+        line_L = slice(*self.lines.bounds_D[number : number + 2].tolist())
+        wrapped_L = self.joined_L[line_L].copy()
+        # A page's head that goes lets halves of a sentence be joined, and longer paragraphs tell others.
+        while True:
+            self.joined_L[line_L] = wrapped_L
+            kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
+            unbroken = self._mend_page_breaks(first, last)
+            if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
+                self._mend_wraps(kept_K, unbroken)
+            if not whole or RUNNING_HEAD in self.rules.off or not self._drop_running_heads(kept_K, unbroken, titles):
+                break
         goes_on_K = np.isin(kept_K, list(unbroken))
         parts = self.texts(kept_K)
         for k in np.flatnonzero(goes_on_K)[::-1].tolist():
             parts[k] += parts.pop(k + 1)
-        line_L = slice(*self.lines.bounds_D[number : number + 2].tolist())
         begins_K = ~np.append(False, goes_on_K)[:-1]
         return Cleaned(
             "\n".join(parts), self.paragraphs.first_M[kept_K][begins_K] - line_L.start + 1,
@@ -476,12 +480,28 @@ class _Batch:
                 return False
         return False
 
-    def _drop_running_heads(self, first: int, last: int, titles: Sequence[str]) -> None:
-        if RUNNING_HEAD in self.rules.off:
-            return
-        layout = self._layout(first, last, ())
-        for index in repeats.running_heads(layout, lambda index: self.text(first + index), titles):
-            self.rule_M[first + index] = self.codes[RUNNING_HEAD]
+    def _drop_running_heads(self, kept_K: Places, unbroken: set[int], titles: Sequence[str]) -> bool:
+        """Drop the heads of pages among paragraphs as they are joined by now. Whether there were any."""
+        if not len(kept_K):
+            return False
+        whole_K, layout = self._joined(kept_K, unbroken)
+        ends = [*whole_K[1:].tolist(), len(kept_K)]
+
+        def pieces(index: int) -> Places:
+            return kept_K[whole_K[index] : ends[index]]
+
+        heads = repeats.running_heads(layout, lambda index: "".join(self.texts(pieces(index))), titles)
+        for index in heads:
+            self.rule_M[pieces(index)] = self.codes[RUNNING_HEAD]
+        return bool(heads)
+
+    def _joined(self, kept_K: Places, unbroken: set[int]) -> tuple[Places, context.Layout]:
+        """Kept paragraphs, those that go on in the next as one: where among them each begins, and their layout."""
+        whole_K = np.flatnonzero(~np.append(False, np.isin(kept_K[:-1], list(unbroken))))
+        chars = np.add.reduceat(self.lengths(kept_K), whole_K, dtype=np.int32)
+        starts, ends = kept_K[whole_K], kept_K[np.append(whole_K[1:], len(kept_K)) - 1]
+        first, last = self.layout_M.first_L[starts], self.layout_M.last_L[ends]
+        return whole_K, context.Layout(chars, np.zeros_like(chars), first, last)
 
     def _mend_page_breaks(self, first: int, last: int) -> set[int]:
         """Paragraphs that go on behind a page marker: between the two stands nothing but such markers and blank lines."""
@@ -500,15 +520,9 @@ class _Batch:
 
     def _mend_wraps(self, kept_K: Places, unbroken: set[int]) -> None:
         """Join what reads as broken at a width now that headings and noise between are gone: cleaning once more would."""
-        chars_K = self.lengths(kept_K)
         while True:
-            whole_K = np.flatnonzero(~np.append(False, np.isin(kept_K[:-1], list(unbroken))))
-            starts = kept_K[whole_K]
-            chars = np.add.reduceat(chars_K, whole_K, dtype=np.int32)
-            ends = kept_K[np.append(whole_K[1:], len(kept_K)) - 1]
-            layout = context.Layout(
-                chars, np.zeros_like(chars), self.layout_M.first_L[starts], self.layout_M.last_L[ends]
-            )
+            whole_K, layout = self._joined(kept_K, unbroken)
+            starts, ends = kept_K[whole_K], kept_K[np.append(whole_K[1:], len(kept_K)) - 1]
             broken_K = np.flatnonzero(context.hard_wraps(layout)[:-1])
             # Never across a heading: what stands behind it is another chapter.
             joins = [

@@ -87,6 +87,10 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
 
 
 @given(works)
+@example(
+    "第1章 风起\n　　雨下了三天三夜，河里的水涨到了桥面上，\n_分节阅读_3\n灯还亮着\n本书坊出品敬请收藏\n本书坊出品敬请收藏\n第1章 风起\n"
+    "本书坊出品敬请收藏\n他走了，没有回头。"
+)
 @settings(max_examples=60, deadline=None)
 def test_cleaning_a_work_twice_is_cleaning_it_once(text: str) -> None:
     once, _ = clean(text, RULES, to_simplified="auto")
@@ -237,7 +241,7 @@ PAGE = "他坐在黑地里听雨，心里想着明天的路，不知道从哪里
 
 def test_the_heads_of_pages_amid_sentences_go() -> None:
     """A line that is not the work's name is a head where three sentences go through it."""
-    for head in ("云边旧事　　　　{}", "{}　云边旧事", "云边旧事"):
+    for head in ("云边旧事　{}", "{}　云边旧事", "云边旧事"):
         pages = [f"{PAGE}\n{head.format(n)}\n没有人，只有一盏灯还亮着。" for n in range(1, 4)]
         cleaned, removed = clean("\n".join(pages), RULES)
         assert cleaned.text.count("看见屋里没有人") == 3
