@@ -91,7 +91,7 @@ def test_every_text_is_kept_or_rejected(tmp_path: Path) -> None:
         (Path(row["source"].partition("#")[0]).name, row["reason"]) for row in read(tmp_path, "clean-00000.rejected")
     ]
     assert sorted(rejected) == [
-        ("b.txt", "no_text_left"), ("c.txt", "empty"), ("d.txt", "mostly_removed"), ("e.txt", "repetitive"),
+        ("b.txt", "no_text_left"), ("c.txt", "empty"), ("d.txt", "no_text_left"), ("e.txt", "repetitive"),
         ("f.jsonl", "bad_json"), ("f.jsonl", "no_text_left"), ("g.txt", "mostly_removed"),
     ]  # fmt: skip
     for entry in marker["inputs"]:
