@@ -39,8 +39,11 @@ START_TIMEOUT_S, TIMEOUT_S, STOP_TIMEOUT_S = 600, 3600, 120
 # Where ray.serve.llm keeps adapters, whatever folder Ray is given.
 DOWNLOADS = Path("/tmp/ray/llm/lora/cache")
 VLLM = HERE.parent / ".venv-vllm" / "bin" / "python"
-# What ray.serve.llm imports of vLLM's API server, and raystyle does not.
+# What ray.serve.llm imports of vLLM's API server and for S3, and raystyle does not.
 RAY_LLM_NEEDS = (
+    "boto3==1.44.5",
+    "botocore==1.44.5",
+    "s3transfer==0.19.3",
     "hf_transfer==0.1.9",
     "ijson==3.6.0",
     "jmespath==1.1.0",
@@ -258,7 +261,7 @@ def _bucket(folder: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
     finally:
         server.stop()
         for kept in DOWNLOADS.glob(f"{prefix}*"):
-            shutil.rmtree(kept)
+            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()  # beside each folder lies its lock
 
 
 def _environment() -> dict[str, str]:
