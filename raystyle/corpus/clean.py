@@ -249,15 +249,19 @@ class _Batch:
         known: dict[str, Swept] = {}
         places = np.array(sorted(candidates), np.int64)
         places = places[self.rule_M[places] < 0]
+        # Lines with the same literals share one list of rules: those that a line alone decides, and the weak ones.
+        kinds = {
+            id(rules): (plain(rules), [rule for rule in rules if rule.heading == "weak"])
+            for rules in candidates.values()
+        }
         for m, text in zip(places.tolist(), self.texts(places), strict=True):
-            weak = [rule for rule in candidates[m] if rule.heading == "weak"]
-            if applicable := plain(candidates[m]):
-                if m in self.edited:
-                    swept = sweep(self.body.text(m), applicable, self.rules, self.edited[m][1])
-                elif text in known:
-                    swept = known[text]
-                else:
-                    swept = known[text] = sweep(text, applicable, self.rules)
+            applicable, weak = kinds[id(candidates[m])]
+            swept = known.get(text)
+            if m in self.edited:
+                swept = sweep(self.body.text(m), applicable, self.rules, self.edited[m][1])
+            elif swept is None and any(rule.spans(text) for rule in applicable):
+                swept = known[text] = sweep(text, applicable, self.rules)
+            if swept:
                 self._take(m, swept)
                 if swept.dropped:
                     continue

@@ -365,4 +365,8 @@ def _refuse_raw_text(config: TrainConfig) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    # Threads of a group that is still there when Python ends may abort it. One whose others have failed is not waited for.
+    if status == 0 and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.exit(status)

@@ -158,6 +158,8 @@ for name, words, begins in json.loads(sys.argv[1]):
     code = loop.main([*words, "--output_dir", str(Path(name).absolute())])
     if bool(code) != name.startswith(("poisoned", "apart")):
         sys.exit(f"{name} ended with {code}")
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
 """
 WAYS = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 # As Hugging Face's guide has it: what is `auto` comes from the run's own flags.

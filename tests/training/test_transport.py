@@ -46,6 +46,8 @@ from raystyle.training import transport
 dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
 found = transport.measure(1000, torch.device("cpu"), sys.argv[3])
 assert found["transport"] == "gloo" and found["all_reduce_gb_per_s"] > 0, found
+dist.barrier()
+dist.destroy_process_group()  # its threads may abort a Python that ends
 """
 
 
