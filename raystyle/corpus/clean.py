@@ -286,6 +286,8 @@ class _Batch:
         number = headings.parse_number(named["number"]) if "number" in named else None
         unit = headings.unit(named.get("unit", rule.name))
         candidate = headings.Candidate(m, unit, number, rule.heading == "strong", named["title"])
+        if rule.heading == "weak" and (own := headings.own_unit(m, text)) and own.unit[:2] != f"{unit} ":
+            candidate = own  # 第一封信　归途: the unit is 封信, not 封
         self.candidates[bisect.bisect_right(self.bounds, m) - 1][m] = rule.name, candidate
 
     def decide(self, number: int, whole: bool) -> Cleaned:

@@ -132,11 +132,22 @@ def weak_candidate(line: int, text: str) -> Candidate | None:
             unit = _UNITS.get(groups["unit"], groups["unit"])
             unit = _FORMS.get(unit, unit)
             return Candidate(line, unit, number, False, (groups.get("title") or "").strip())
-    if (hit := _OWN_UNIT.fullmatch(text)) and (number := parse_number(hit["number"])) is not None:
-        return Candidate(line, hit["unit"] + _TITLED, number, False, hit["title"].strip())
+    if own := own_unit(line, text):
+        return own
     if (hit := _TITLE_FIRST.fullmatch(text)) and (number := parse_number(hit["number"])) is not None:
         return Candidate(line, "()" + hit["title"].strip(), number, False, text)
     return None
+
+
+def own_unit(line: int, text: str) -> Candidate | None:
+    """The line as a heading that a book numbers in a unit of its own, with a title apart."""
+    hit = _OWN_UNIT.fullmatch(text)
+    number = parse_number(hit["number"]) if hit else None
+    return (
+        Candidate(line, hit["unit"] + _TITLED, number, False, hit["title"].strip())
+        if hit and number is not None
+        else None
+    )
 
 
 def weak_candidates(layout: Layout, line: Callable[[int], str]) -> list[Candidate]:

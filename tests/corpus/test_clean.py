@@ -442,6 +442,12 @@ def test_a_title_that_is_repeated_below_its_heading_goes() -> None:
         assert clean(f"第1章 夜雨\n{kept}", RULES)[0].text == kept
 
 
+def test_a_unit_of_two_characters_is_not_its_first_one() -> None:
+    told = "　　他坐在黑地里听雨，心里想着明天的路，不知道从哪里走起才好。\n" * 15
+    text = "".join(f"第{number}封信　归途{number}\n{told}" for number in "一二三")
+    assert [heading.title for heading in clean(text, RULES)[0].headings] == ["归途一", "归途二", "归途三"]
+
+
 def test_a_heading_with_an_uploads_stamp_begins_its_chapter() -> None:
     cleaned, _ = clean("第1章 归来　[本章字数：3001　更新时间：2012-05-01 12:00]\n雨下了一夜。", RULES)
     assert cleaned.text == "雨下了一夜。" and [heading.title for heading in cleaned.headings] == ["归来"]
