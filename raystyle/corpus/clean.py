@@ -476,13 +476,15 @@ class _Batch:
 
     def _is_title(self, m: int, last: int) -> bool:
         """Whether one of the first lines is the work's name: next to it stands what was dropped, or one more such line and
-        then that."""
+        then that; and behind it there is text. More lines of that shape are verse."""
+        seen = 0
         for below in range(m, last):
             if self.rule_M[below] == self.codes[BLANK_LINE]:
                 continue
-            if below > m and self.rule_M[below] >= 0:
-                return True
-            if below > m + 4 or not context.is_title(self.text(below)):
+            if seen and self.rule_M[below] >= 0:
+                return bool(np.any(self.rule_M[below + 1 : last] < 0))
+            seen += 1
+            if seen > 2 or not context.is_title(self.text(below)):
                 return False
         return False
 

@@ -151,9 +151,8 @@ async def _within_deadlines(service: Service, generation: Generation) -> AsyncGe
                 async with service.admission.waiting_until(deadline_s) as timeout:
                     batch = await anext(batches, None)
             except TimeoutError:
-                if (
-                    not timeout.expired()
-                ):  # the engine's own. (No clock tells: uvloop's timers are early by up to 0.5 ms.)
+                # Else it is the engine's own. No clock tells: uvloop's timers are early by up to 0.5 ms.
+                if not timeout.expired():
                     raise
                 if service.admission.is_over:
                     raise RequestError("unavailable", "the server has stopped; ask another one, or later") from None

@@ -267,7 +267,7 @@ def test_the_name_of_a_work_tells_the_heads_of_its_pages() -> None:
     "text",
     [
         "献给我的母亲\n第一章 风起\n他走了。", "床前明月光\n疑是地上霜\n举头望明月\n低头思故乡", "灯还亮着\n他走了，没有回头。\n（本章完）",
-        "“灯还亮着”\n作者：某某\n他走了。",
+        "“灯还亮着”\n作者：某某\n他走了。", "灯还亮着\n雨还下着\n人还走着\n（本章完）\n他走了。", "灯还亮着\n（本章完）",
     ],
 )  # fmt: skip
 def test_a_first_line_that_is_no_name_of_a_work_stays(text: str) -> None:
