@@ -93,3 +93,23 @@ def test_a_schedule_without_what_it_needs_is_refused_before_the_base_is_loaded(t
     else:
         with pytest.raises(ConfigError, match="transformers refuses these training arguments"):
             loop.training_arguments(config, task, 1, str(tmp_path), False)
+
+
+def test_only_the_first_worker_asks_whose_the_folder_is(tiny_model, tiny_prepared, tmp_path, monkeypatch, capsys):
+    """Another one would find what the first has just written, and leave it waiting; that all agree is asked in `train`."""
+    begun = []
+
+    def train(task, worker):
+        begun.append(worker.rank)
+        raise TrainingError("enough")
+
+    monkeypatch.setattr(loop, "train", train)
+    place = {"model_name_or_path": tiny_model, "dataset_path": tiny_prepared, "output_dir": tmp_path / "r"}
+    settings = {"lora_r": 4, "lora_alpha": 8, "max_steps": 2, "use_gpu": "false", "report_to": "none"}
+    words = [str(word) for name, value in (place | settings).items() for word in (f"--{name}", value)]
+    for rank, rate in (("0", "1e-4"), ("1", "2e-4"), ("0", "2e-4")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert loop.main([*words, "--learning_rate", rate]) != 0
+    assert begun == [0, 1]
+    assert "`learning_rate` was 0.0001, now 0.0002" in capsys.readouterr().err
