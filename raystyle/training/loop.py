@@ -308,9 +308,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(TrainConfig, sys.argv[1:] if argv is None else argv)
         checked = preflight.preflight(config, _refuse_raw_text)
         config = checked.config  # with what it takes from the adapter that it continues from
-        if (
-            rank == 0
-        ):  # it writes there what others would take for an earlier run's; that they agree is asked before training
+        # It writes there what others would take for an earlier run's; that they agree is asked before training.
+        if rank == 0:
             preflight.check_same_run(config, checked.plan)
         if preflight.is_finished(storage.join(config.output_dir, "adapter"), checked.plan.steps):
             if rank == 0:
