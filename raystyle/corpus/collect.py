@@ -202,9 +202,12 @@ def collect_duplicates(shard: int, gone: list[Gone], work: str) -> dict[str, Any
     return {"duplicates": len(table), "characters": sum(len(row[-1]) - row[-1].count("\n") for row in table)}
 
 
-def publish(source: str, target: str, first_row: int | None) -> dict[str, Any]:
-    """Put a finished part where it belongs, its rows numbered through the corpus; the rows' SHA-256."""
-    if first_row is not None:
-        return {"sha256": parts.renumber(source, target, first_row)}
-    storage.write_bytes(target, storage.read_bytes(source))
-    return {"sha256": None}
+def publish(*moves: tuple[str, str, int | None]) -> dict[str, Any]:
+    """Put finished parts where they belong, rows numbered through the corpus from the number given; those rows' SHA-256."""
+    hashes = []
+    for source, target, first_row in moves:
+        if first_row is None:
+            storage.write_bytes(target, storage.read_bytes(source))
+        else:
+            hashes.append(parts.renumber(source, target, first_row))
+    return {"sha256": hashes}

@@ -34,6 +34,9 @@ from raystyle.errors import DataError, RaystyleError
 from raystyle.progress import bar
 from raystyle.tokens import backend_json, load_tokenizer, prefix_and_end, tokenizer_digest
 
+# Most parts are moved in less time than a task takes to start.
+PARTS_PER_TASK = 16
+
 
 def prepare(config: PrepareConfig, exclude: str | None = None) -> Manifest:
     """Make the prepared corpus at `config.output_dir`, or find it made already (`unchanged`).
@@ -364,8 +367,9 @@ def _publish(
         rows += marker["rows"]
     outcome.remove_stale(output, {target for _, target, _ in moves} | {f"rejected/{parts.part_name(0)}"})
     places = [(storage.join(work, source), storage.join(output, target), first) for source, target, first in moves]
-    done = _map(collect.publish, places, [1] * len(moves), "publishing", "part")
-    hashes = [result["sha256"] for result in done if result["sha256"]]
+    batches = [places[start : start + PARTS_PER_TASK] for start in range(0, len(places), PARTS_PER_TASK)]
+    done = _map(collect.publish, batches, [len(batch) for batch in batches], "publishing", "part")
+    hashes = [sha256 for result in done for sha256 in result["sha256"]]
     return [
         {"path": f"rows/{parts.part_name(index)}", "rows": marker["rows"], "tokens": marker["tokens"], "sha256": sha256}
         for index, (marker, sha256) in enumerate(zip(trained if vocabulary else [], hashes, strict=True))
