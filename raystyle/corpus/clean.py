@@ -10,6 +10,7 @@ L lines of all texts; M paragraphs (lines, or runs of wrapped lines); K kept par
 """
 
 import bisect
+import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raystyle.corpus import context, headings, removals, repeats
-from raystyle.corpus.lines import Counts, Flags, Places, put_together, split_lines
+from raystyle.corpus import context, headings, noise, removals, repeats
+from raystyle.corpus.lines import Counts, Flags, Places, pieces_of, put_together, split_lines
+from raystyle.corpus.noise import NOISE_LINE
 from raystyle.corpus.rules import Rule, Rules
 from raystyle.corpus.script import simplified_lines
 from raystyle.corpus.sweep import OUTER_WHITESPACE, Edit, Swept, difference, plain, sweep
@@ -50,6 +52,10 @@ BUILT_IN = {
     RUNNING_HEAD: (
         "drop_line",
         "The head of a page: the same line again and again, amid sentences, or the work's name.",
+    ),
+    NOISE_LINE: (
+        "drop_line",
+        "A line that reads like what authors, sites and readers write, not like the work: by a model.",
     ),
     FURNITURE: ("drop_line", "A line that stands at the same place in most chapters."),
     RECURRING: ("drop_line", "A line that one work repeats hundreds of times, and that is no speech or story."),
@@ -168,9 +174,15 @@ class _Batch:
         self.interrupting = [self.codes[rule.name] for rule in rules.rules if rule.interrupts] + [
             self.codes[PAGE_NUMBER],
             self.codes[RUNNING_HEAD],
+            self.codes[NOISE_LINE],
         ]
         # By code; the last one stands for -1, what is kept.
         self.interrupts_R = np.isin(np.arange(len(self.names) + 1), self.interrupting)
+        # What each of them makes of a line for those beside it; again the last one is what is kept.
+        self.beside_R = np.full(len(self.names) + 1, noise.NOISE)
+        self.beside_R[[self.codes[rule.name] for rule in rules.rules if rule.heading]] = noise.HEADING
+        self.beside_R[[self.codes[NUMBERED_HEADING], self.codes[PROVEN_HEADING]]] = noise.HEADING
+        self.beside_R[-1] = noise.TEXT
         self.lines = split_lines(texts)
         asked = MIN_LINES if HARD_WRAP not in rules.off else len(self.lines.left_L) + 1
         self.paragraphs = put_together(self.lines, context.hard_wraps, asked)
@@ -310,7 +322,9 @@ class _Batch:
             unbroken = self._mend_page_breaks(first, last)
             if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
                 self._mend_wraps(kept_K, unbroken)
-            if not whole or RUNNING_HEAD in self.rules.off or not self._drop_running_heads(kept_K, unbroken, titles):
+            if not whole or not (
+                self._drop_running_heads(kept_K, unbroken, titles) or self._drop_noise(first, last, kept_K, unbroken)
+            ):
                 break
         goes_on_K = np.isin(kept_K, list(unbroken))
         parts = self.texts(kept_K)
@@ -490,7 +504,7 @@ class _Batch:
 
     def _drop_running_heads(self, kept_K: Places, unbroken: set[int], titles: Sequence[str]) -> bool:
         """Drop the heads of pages among paragraphs as they are joined by now. Whether there were any."""
-        if not len(kept_K):
+        if not len(kept_K) or RUNNING_HEAD in self.rules.off:
             return False
         whole_K, layout = self._joined(kept_K, unbroken)
         ends = [*whole_K[1:].tolist(), len(kept_K)]
@@ -502,6 +516,32 @@ class _Batch:
         for index in heads:
             self.rule_M[pieces(index)] = self.codes[RUNNING_HEAD]
         return bool(heads)
+
+    def _drop_noise(self, first: int, last: int, kept_K: Places, unbroken: set[int]) -> bool:
+        """Drop paragraphs, as they are joined by now, that read like noise. Whether there were any."""
+        if not len(kept_K) or NOISE_LINE in self.rules.off:
+            return False
+        whole_K, layout = self._joined(kept_K, unbroken)
+        ends = np.append(whole_K[1:], len(kept_K))
+        # Most paragraphs are as they were, and all of those can be judged together.
+        own_N = self._noise_M[kept_K[whole_K]]
+        changed_N = np.flatnonzero((ends - whole_K > 1) | self.edited_M[kept_K[whole_K]])
+        changed = ["".join(self.texts(kept_K[whole_K[n] : ends[n]])) for n in changed_N.tolist()]
+        own_N[changed_N] = noise.load().scores(pieces_of(changed))
+        filled_I = np.flatnonzero(self.rule_M[first:last] != self.codes[BLANK_LINE]) + first
+        kind_I = np.concatenate([[noise.TEXT], self.beside_R[self.rule_M[filled_I]], [noise.TEXT]])
+        place_K = np.searchsorted(filled_I, kept_K)
+        found = noise.noise_lines(
+            noise.load(), own_N, layout.chars_L, kind_I[place_K[whole_K]], kind_I[place_K[ends - 1] + 2]
+        )
+        for n in np.flatnonzero(found).tolist():
+            self.rule_M[kept_K[whole_K[n] : ends[n]]] = self.codes[NOISE_LINE]
+        return bool(found.any())
+
+    @functools.cached_property
+    def _noise_M(self) -> NDArray[np.float64]:
+        """How much each paragraph read like noise before it was edited."""
+        return noise.load().scores(self.body)
 
     def _joined(self, kept_K: Places, unbroken: set[int]) -> tuple[Places, context.Layout]:
         """Kept paragraphs, those that go on in the next as one: where among them each begins, and their layout."""

@@ -81,6 +81,14 @@ class Paragraphs(NamedTuple):
     spaced_L: NDArray[np.bool_]
 
 
+def pieces_of(texts: Sequence[str]) -> Pieces:
+    """Strings as pieces of one."""
+    chars_I = np.array([len(text) for text in texts], np.int32)
+    whole = "\n".join(texts)
+    start_I = np.append(0, np.cumsum(chars_I[:-1] + 1, dtype=np.int64)) if texts else np.empty(0, np.int64)
+    return Pieces(whole, code_points(whole + "\n"), start_I, chars_I)
+
+
 def split_lines(texts: Sequence[str]) -> Lines:
     """Cut texts at line feeds."""
     whole = "\n".join(texts)

@@ -23,6 +23,7 @@ A pack is a mapping:
         replace: '…'                   # rewrite only: a template, or `table: {'&quot;': '"'}` by what was matched
         unescape: true                 # rewrite only, instead: an HTML entity becomes the character that it stands for
         outnumbers: true               # with a table: only in a work where its hits outnumber the replacement
+        like_noise: true               # cut_span only: hits alone that the model of noise lines takes for noise (noise.py)
         enabled: false                 # optional; off unless asked for by name
         examples: {match: [第一章], keep: [第一章读完了。]}
 
@@ -46,6 +47,7 @@ from ahocorasick_rs import BytesAhoCorasick, Implementation
 from numpy.typing import NDArray
 
 from raystyle import storage
+from raystyle.corpus import noise
 from raystyle.corpus.lines import Pieces
 from raystyle.corpus.literals import Finder
 from raystyle.errors import ConfigError
@@ -55,15 +57,16 @@ Heading = Literal["strong", "weak"]
 # What cleaning does without a rule, by its neighbours; it can be switched off by name as rules can.
 STEPS = (
     "hard_wrap", "page_break", "numbered_heading", "table_of_contents", "chapter_furniture", "recurring_line", "title_of_work",
-    "running_head", "line_of_many_works",
+    "running_head", "noise_line", "line_of_many_works",
 )  # fmt: skip
 KEYS = {
     "name", "why", "action", "pattern", "unless", "max_chars", "literals", "characters", "heading", "at_start", "replace", "table",
-    "unescape", "interrupts", "outnumbers", "enabled", "examples",
+    "unescape", "interrupts", "outnumbers", "like_noise", "enabled", "examples",
 }  # fmt: skip
 TYPES: dict[str, type] = {
     **dict.fromkeys(("name", "why", "action", "pattern", "unless", "characters", "replace"), str),
-    **dict.fromkeys(("table", "examples"), dict), **dict.fromkeys(("at_start", "unescape", "interrupts", "outnumbers", "enabled"), bool),
+    **dict.fromkeys(("table", "examples"), dict),
+    **dict.fromkeys(("at_start", "unescape", "interrupts", "outnumbers", "like_noise", "enabled"), bool),
     "literals": list, "max_chars": int,
 }  # fmt: skip
 _FRAGMENT = re.compile(r"%\{(\w+)\}")
@@ -109,6 +112,7 @@ class Rule:
     table: tuple[tuple[str, str], ...] = ()
     unescape: bool = False
     outnumbers: bool = False
+    like_noise: bool = False
     enabled: bool = True
     written: str = ""
     match: tuple[str, ...] = ()
@@ -127,6 +131,8 @@ class Rule:
             spared = self.unless and self.unless.search(line)
             return [(0, len(line), "")] if not spared and self.pattern.search(line) else []
         hits = [hit for hit in self.pattern.finditer(line) if hit.end() > hit.start()]
+        if self.like_noise:
+            hits = [hit for hit in hits if noise.is_noise(hit.group())]
         if not hits or (self.unless and self.unless.search(line)):
             return []
         spans = [(hit.start(), hit.end(), self._replacement(hit)) for hit in hits]
@@ -236,21 +242,25 @@ class Rules:
         return _Literals(Finder(list(rules_of)), automaton, indices, _bits(indices, len(self.rules)), by_character)
 
     def __reduce__(self) -> Any:
-        return Rules, (
-            self.name,
-            self.rules,
-            self.off,
-        )  # what is made from them on first use cannot travel to another process
+        # What is made on first use cannot travel to another process; there it is made once, not for each task.
+        return _made_once, (self.name, self.rules, self.off)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the rules do; not of their reasons or their examples."""
+        """SHA-256 of what the rules do, and of the model of noise lines if it is on; not of their reasons or examples."""
         doing = [
             [r.name, r.action, r.pattern.pattern, r.characters and r.characters.pattern, r.unless and r.unless.pattern, r.max_chars, r.literals, r.heading,
-             r.at_start, r.interrupts, r.replace, r.table, r.unescape, r.outnumbers]
+             r.at_start, r.interrupts, r.replace, r.table, r.unescape, r.outnumbers, r.like_noise]
             for r in self.rules
         ]  # fmt: skip
-        return hashlib.sha256(json.dumps([doing, sorted(self.off)], ensure_ascii=False).encode()).hexdigest()
+        judged = noise.NOISE_LINE not in self.off or any(rule.like_noise for rule in self.rules)
+        model = noise.digest() if judged else None
+        return hashlib.sha256(json.dumps([doing, sorted(self.off), model], ensure_ascii=False).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=2)
+def _made_once(name: str, rules: tuple[Rule, ...], off: frozenset[str]) -> Rules:
+    return Rules(name, rules, off)
 
 
 def _bits(sets: Sequence[Sequence[int]], size: int) -> NDArray[np.uint64]:
@@ -379,6 +389,8 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
         raise ConfigError(f"{where}: `interrupts` goes with `action: drop_line` or `cut_span`")
     if raw.get("outnumbers") and not raw.get("table"):
         raise ConfigError(f"{where}: `outnumbers` goes with a `table`")
+    if raw.get("like_noise") and raw["action"] != "cut_span":
+        raise ConfigError(f"{where}: `like_noise` goes with `action: cut_span`")
     max_chars = raw.get("max_chars")
     if max_chars is not None and (not isinstance(max_chars, int) or max_chars < 1):
         raise ConfigError(f"{where}: `max_chars` is {max_chars!r}\nhint: a number of characters")
@@ -411,6 +423,7 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
         table=tuple((str(key), str(value)) for key, value in (raw.get("table") or {}).items()),
         unescape=bool(raw.get("unescape")),
         outnumbers=bool(raw.get("outnumbers")),
+        like_noise=bool(raw.get("like_noise")),
         enabled=bool(raw.get("enabled", True)),
         written=str(raw["pattern"]),
         match=tuple(examples.get("match", ())),
