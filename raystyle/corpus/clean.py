@@ -305,27 +305,31 @@ class _Batch:
     def decide(self, number: int, whole: bool) -> Cleaned:
         """What a text's paragraphs decide together, and what is left of it."""
         first, last = self.bounds[number : number + 2]
-        self.headings = {}
-        accepted = self._headings(number, first, last, whole)
-        recurring: list[tuple[str, int]] = []
-        unmarked: list[str] = []
-        if whole and last - first >= MIN_LINES:
-            self._drop_by_place(first, last, accepted)
-            recurring, unmarked = self._drop_recurring(first, last)
-        titles = self._drop_top(number, first, last) if whole else []
         line_L = slice(*self.lines.bounds_D[number : number + 2].tolist())
         wrapped_L = self.joined_L[line_L].copy()
-        # A page's head that goes lets halves of a sentence be joined, and longer paragraphs tell others.
+        self.headings = {}
+        # Once lines that read like noise are gone, what stands at the text's top, or at one place of its chapters, may be seen.
         while True:
-            self.joined_L[line_L] = wrapped_L
-            kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
-            unbroken = self._mend_page_breaks(first, last)
-            if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
-                self._mend_wraps(kept_K, unbroken)
-            if not whole or not (
-                self._drop_running_heads(kept_K, unbroken, titles) or self._drop_noise(first, last, kept_K, unbroken)
-            ):
+            accepted = self._headings(number, first, last, whole)
+            recurring: list[tuple[str, int]] = []
+            unmarked: list[str] = []
+            if whole and last - first >= MIN_LINES:
+                self._drop_by_place(first, last, accepted)
+                recurring, unmarked = self._drop_recurring(first, last)
+            titles = self._drop_top(number, first, last) if whole else []
+            # A page's head that goes lets halves of a sentence be joined, and longer paragraphs tell others.
+            while True:
+                self.joined_L[line_L] = wrapped_L
+                kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
+                unbroken = self._mend_page_breaks(first, last)
+                if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
+                    self._mend_wraps(kept_K, unbroken)
+                if not whole or not self._drop_running_heads(kept_K, unbroken, titles):
+                    break
+            if not whole or not self._drop_noise(first, last, kept_K, unbroken):
                 break
+            mine = self.candidates[number]
+            self.candidates[number] = {m: mine[m] for m in mine if self.rule_M[m] < 0 or m in self.headings}
         goes_on_K = np.isin(kept_K, list(unbroken))
         parts = self.texts(kept_K)
         for k in np.flatnonzero(goes_on_K)[::-1].tolist():
@@ -554,14 +558,17 @@ class _Batch:
     def _mend_page_breaks(self, first: int, last: int) -> set[int]:
         """Paragraphs that go on behind a page marker: between the two stands nothing but such markers and blank lines."""
         unbroken: set[int] = set()
-        passed = {self.codes[BLANK_LINE], *self.interrupting}
         if PAGE_BREAK in self.rules.off:
             return unbroken
-        for m in np.flatnonzero(self.interrupts_R[self.rule_M[first:last]]) + first:
-            before, after = self._around(int(m), first, last, passed)
+        here_M = np.arange(first, last)
+        solid_M = ~np.isin(self.rule_M[first:last], [self.codes[BLANK_LINE], *self.interrupting])
+        before_M = np.maximum.accumulate(np.where(solid_M, here_M, first - 1))
+        after_M = np.minimum.accumulate(np.where(solid_M, here_M, last)[::-1])[::-1]
+        places_M = np.flatnonzero(self.interrupts_R[self.rule_M[first:last]])
+        for before, after in dict.fromkeys(zip(before_M[places_M].tolist(), after_M[places_M].tolist(), strict=True)):
             if before < first or after >= last or self.rule_M[before] >= 0 or self.rule_M[after] >= 0:
                 continue
-            if before not in unbroken and self._go_on(before, after, first, last) and self._is_clean(before, after):
+            if self._go_on(before, after, first, last) and self._is_clean(before, after):
                 unbroken.add(before)
                 self.joined_L[self._last_line(before)] = self.codes[PAGE_BREAK]
         return unbroken

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raystyle.corpus.lines import Counts, Flags, Pieces, pieces_of
+from raystyle.corpus.lines import Counts, Flags, Pieces
 
 NOISE_LINE = "noise_line"
 HASH_BITS = 18
@@ -70,7 +70,7 @@ class Model(NamedTuple):
         for last in [*np.flatnonzero(np.diff(np.cumsum(lines.chars_I[judged_N]) // _BLOCK)) + 1, len(judged_N)]:
             block_N = judged_N[first:last]
             if len(block_N):
-                score_N[block_N] = self._block(*_joined(lines, block_N))
+                score_N[block_N] = self.by_codes(*_joined(lines, block_N))
             first = last
         return score_N
 
@@ -79,7 +79,8 @@ class Model(NamedTuple):
         added_N = self.beside_2T[0][above_N].astype(np.float64) + self.beside_2T[1][below_N]
         return np.asarray(self.unit * added_N)
 
-    def _block(self, code_C: NDArray[np.uint32], start_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    def by_codes(self, code_C: NDArray[np.uint32], start_N: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The scores of lines that are joined by line feeds, one before each and one behind the last; where those before stand."""
         usual_C = self.usual_U.take(code_C, mode="clip")
         weight_C = np.zeros(len(code_C), np.int16)
         for bucket_C in grams(usual_C):
@@ -103,17 +104,26 @@ def _joined(lines: Pieces, index_N: NDArray[np.int64]) -> tuple[NDArray[np.uint3
 
 def noise_lines(model: Model, own_N: Scores, chars_N: Counts, above_N: Kinds, below_N: Kinds) -> Flags:
     """Which lines of a text are noise, by their own scores and what stands above and below each; lines that are found count
-    as noise beside others."""
-    found_N = np.zeros(len(own_N), bool)
-    if chars_N[own_N > 0].sum() > MAX_SHARE * chars_N.sum():
-        return found_N
-    while True:
-        above_now_N = np.where((above_N == TEXT) & np.append(False, found_N[:-1]), NOISE, above_N)
-        below_now_N = np.where((below_N == TEXT) & np.append(found_N[1:], False), NOISE, below_N)
-        now_N = own_N + model.beside(above_now_N, below_now_N) > 0
-        if (now_N == found_N).all():
-            return found_N
-        found_N = now_N
+    as noise beside others. Where that takes more than MAX_SHARE, only those that are noise by themselves are; none, where
+    even these are more."""
+    by_itself_N = own_N > 0
+    if chars_N[by_itself_N].sum() > MAX_SHARE * chars_N.sum():
+        return np.zeros(len(own_N), bool)
+    found_N = own_N + model.beside(above_N, below_N) > 0
+    waiting = np.flatnonzero(found_N).tolist()
+    while waiting:
+        n = waiting.pop()
+        for beside in (n - 1, n + 1):
+            if 0 <= beside < len(own_N) and not found_N[beside]:
+                above, below = above_N[beside : beside + 1], below_N[beside : beside + 1]
+                if above[0] == TEXT and beside > 0 and found_N[beside - 1]:
+                    above = np.array([NOISE])
+                if below[0] == TEXT and beside + 1 < len(own_N) and found_N[beside + 1]:
+                    below = np.array([NOISE])
+                if own_N[beside] + model.beside(above, below)[0] > 0:
+                    found_N[beside] = True
+                    waiting.append(beside)
+    return found_N if chars_N[found_N].sum() <= MAX_SHARE * chars_N.sum() else by_itself_N
 
 
 def grams(code_C: NDArray[np.uint16]) -> Iterator[NDArray[np.uint32]]:
@@ -154,7 +164,8 @@ def load() -> Model:
 @functools.lru_cache(maxsize=1 << 14)
 def is_noise(aside: str) -> bool:
     """Whether a part of a line reads like noise by itself. The same ones come again and again."""
-    return bool(load().scores(pieces_of([aside]))[0] > ASIDE_BAR)
+    code_C = np.array([_LINE_FEED, *map(ord, aside), _LINE_FEED], np.uint32)
+    return bool(load().by_codes(code_C, np.zeros(1, np.int64))[0] > ASIDE_BAR)
 
 
 def digest() -> str:

@@ -1,4 +1,5 @@
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,34 @@ def test_a_text_of_nothing_but_such_lines_is_left_alone() -> None:
     assert clean(notes, RULES)[0].text == notes
 
 
+@pytest.mark.parametrize("top", ["朝代：清", "某某（英）著", "简介：少年离家，十年方归。", "《一个人》"])
+def test_a_note_above_the_imprint_does_not_shield_it(top: str) -> None:
+    """What only a text's top tells is asked again once the note is gone, as cleaning once more would."""
+    text = "\n".join([NOTE, top, *[f"{PROSE}{number}" for number in range(6)]])
+    cleaned = clean(text, RULES)[0].text
+    assert cleaned.startswith(PROSE) and clean(cleaned, RULES)[0].text == cleaned
+
+
+def test_a_chain_of_short_lines_does_not_empty_a_text() -> None:
+    text = "\n".join([NOTE, *["没错没错", "哈哈哈", "嗯嗯嗯", "对啊对啊"] * 60])
+    cleaned = clean(text, RULES)[0].text
+    assert len(cleaned) > 0.9 * len(text) and clean(cleaned, RULES)[0].text == cleaned
+
+
+def test_a_long_run_of_notes_takes_linear_time() -> None:
+    """A thread may end in thousands of replies."""
+
+    def seconds(notes: int) -> float:
+        prose = [f"{PROSE}{number}" for number in range(notes)]  # of other lengths: nothing is wrapped
+        lines = [*prose, *[f"{NOTE[:20]}{number}" for number in range(notes)], *prose]
+        start = time.process_time()
+        assert NOTE[:20] not in clean("\n".join(lines), RULES)[0].text
+        return time.process_time() - start
+
+    few = min(seconds(1500) for _ in range(2))
+    assert seconds(12_000) < 8 * 3 * few
+
+
 def test_lines_that_are_found_count_as_noise_beside_others() -> None:
     own, chars = np.array([1.0, -0.5, -0.5, -9.0]), np.array([10, 10, 10, 900], np.int32)
     text = np.zeros(4, np.int64)
@@ -109,6 +138,9 @@ def test_lines_that_are_found_count_as_noise_beside_others() -> None:
     above = np.array([noise.TEXT, noise.HEADING, noise.TEXT, noise.TEXT])
     assert noise.noise_lines(model, own, chars, above, text).tolist() == [True, False, False, False]
     assert not noise.noise_lines(model, own, np.array([10, 10, 10, 3], np.int32), text, text).any()
+    # Too much with those that only their neighbours condemn: then these stay.
+    some = np.array([10, 10, 10, 40], np.int32)
+    assert noise.noise_lines(model, own, some, text, text).tolist() == [True, False, False, False]
 
 
 def test_the_rules_digest_knows_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
