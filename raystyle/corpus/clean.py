@@ -35,7 +35,8 @@ FURNITURE = "chapter_furniture"
 RECURRING = "recurring_line"
 PROVEN_HEADING = "title_in_contents"
 NUMBERED_HEADING = "numbered_heading"
-PAGE_NUMBER = "number_inside_sentence"
+SIGNED_HEADING = "signed_heading"
+LONE_NUMBER = "lone_number"
 WORK_TITLE = "title_of_work"
 RUNNING_HEAD = "running_head"
 TO_SIMPLIFIED = "traditional_to_simplified"
@@ -47,7 +48,8 @@ BUILT_IN = {
     CONTENTS: ("drop_line", "A list of headings that are repeated over their chapters."),
     PROVEN_HEADING: ("drop_line", "A heading without a number, which the table of contents names."),
     NUMBERED_HEADING: ("drop_line", "A heading that its number alone proves, among those of the chapters around it."),
-    PAGE_NUMBER: ("drop_line", "A number alone that stands inside a sentence, as the pages of a book do."),
+    SIGNED_HEADING: ("drop_line", "A title behind a sign that stands before titles alone, all through the work."),
+    LONE_NUMBER: ("drop_line", "A number alone on its line, a page's or a section's; not one of several, or counted down."),
     WORK_TITLE: ("drop_line", "The name of the work, above what else stands in front of it."),
     RUNNING_HEAD: (
         "drop_line",
@@ -172,7 +174,7 @@ class _Batch:
         self.names = [*BUILT_IN, *(rule.name for rule in rules.rules)]
         self.codes = {name: code for code, name in enumerate(self.names)}
         self.interrupting = [self.codes[rule.name] for rule in rules.rules if rule.interrupts] + [
-            self.codes[PAGE_NUMBER],
+            self.codes[LONE_NUMBER],
             self.codes[RUNNING_HEAD],
             self.codes[NOISE_LINE],
         ]
@@ -181,7 +183,7 @@ class _Batch:
         # What each of them makes of a line for those beside it; again the last one is what is kept.
         self.beside_R = np.full(len(self.names) + 1, noise.NOISE)
         self.beside_R[[self.codes[rule.name] for rule in rules.rules if rule.heading]] = noise.HEADING
-        self.beside_R[[self.codes[NUMBERED_HEADING], self.codes[PROVEN_HEADING]]] = noise.HEADING
+        self.beside_R[[self.codes[NUMBERED_HEADING], self.codes[SIGNED_HEADING], self.codes[PROVEN_HEADING]]] = noise.HEADING
         self.beside_R[-1] = noise.TEXT
         self.lines = split_lines(texts)
         asked = MIN_LINES if HARD_WRAP not in rules.off else len(self.lines.left_L) + 1
@@ -197,6 +199,7 @@ class _Batch:
         # Lines that rules take for headings, by text; and dropped headings, placed within the text that is being decided.
         self.candidates: list[dict[int, tuple[str, headings.Candidate]]] = [{} for _ in texts]
         self.headings: dict[int, headings.Candidate] = {}
+        self.rejected: set[int] = set()  # candidates of that text that are none
         # Whether paragraphs are indented, by the first paragraph of their text.
         self.indents: dict[int, bool] = {}
         # The rule that took the line feed after a line, or -1.
@@ -308,7 +311,8 @@ class _Batch:
         line_L = slice(*self.lines.bounds_D[number : number + 2].tolist())
         wrapped_L = self.joined_L[line_L].copy()
         self.headings = {}
-        # Once lines that read like noise are gone, what stands at the text's top, or at one place of its chapters, may be seen.
+        # Once lines that read like noise are gone, what stands at the text's top, or at one place of its chapters, may be seen;
+        # and among headings' numbers, those between which another stood.
         while True:
             accepted = self._headings(number, first, last, whole)
             recurring: list[tuple[str, int]] = []
@@ -316,17 +320,22 @@ class _Batch:
             if whole and last - first >= MIN_LINES:
                 self._drop_by_place(first, last, accepted)
                 recurring, unmarked = self._drop_recurring(first, last)
+            if whole:
+                self._drop_lone_numbers(first, last)
             titles = self._drop_top(number, first, last) if whole else []
             # A page's head that goes lets halves of a sentence be joined, and longer paragraphs tell others.
             while True:
                 self.joined_L[line_L] = wrapped_L
                 kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
+                if whole and self._drop_running_heads(first, last, kept_K, set(), titles):
+                    continue
                 unbroken = self._mend_page_breaks(first, last)
                 if whole and len(kept_K) >= MIN_LINES and HARD_WRAP not in self.rules.off:
                     self._mend_wraps(kept_K, unbroken)
-                if not whole or not self._drop_running_heads(kept_K, unbroken, titles):
+                if not whole or not self._drop_running_heads(first, last, kept_K, unbroken, titles):
                     break
-            if not whole or not self._drop_noise(first, last, kept_K, unbroken):
+            noisy = whole and self._drop_noise(first, last, kept_K, unbroken)
+            if not noisy and not any(self.rule_M[m] >= 0 for m in self.rejected):
                 break
             mine = self.candidates[number]
             self.candidates[number] = {m: mine[m] for m in mine if self.rule_M[m] < 0 or m in self.headings}
@@ -355,6 +364,7 @@ class _Batch:
 
     def _headings(self, number: int, first: int, last: int, whole: bool) -> set[int]:
         """Drop the lines that are headings, weak ones only where they fit; their places in the text."""
+        self.rejected = set()
         mine = {m - first: found for m, found in self.candidates[number].items() if whole or found[1].strong}
         long = whole and last - first >= MIN_LINES
         if not mine and not long:
@@ -366,17 +376,20 @@ class _Batch:
             others = layout._replace(chars_L=others_M)
             for weak in headings.weak_candidates(others, lambda index: self.text(first + index)):
                 mine[weak.line] = NUMBERED_HEADING, weak
+            for signed in headings.signed_titles(others, lambda index: self.text(first + index)):
+                mine[signed.line] = SIGNED_HEADING, signed
         found = {index: (rule, candidate._replace(line=index)) for index, (rule, candidate) in mine.items()}
         accepted = headings.accept([candidate for _, candidate in found.values()], layout.chars_L)
         for index in accepted:
             rule, candidate = found[index]
             self.rule_M[first + index] = self.codes[rule]
             self.headings[first + index] = candidate
+        self.rejected = {first + index for index in found if self.rule_M[first + index] < 0}
         bare = [index for index in accepted if found[index][0] == NUMBERED_HEADING and not found[index][1].title]
-        for index in bare:
+        for index in bare if LONE_NUMBER not in self.rules.off else ():
             if self._stands_inside(first + index, first, last):
                 del self.headings[first + index]
-                self.rule_M[first + index] = self.codes[PAGE_NUMBER]
+                self.rule_M[first + index] = self.codes[LONE_NUMBER]
                 accepted.remove(index)
         for index in sorted(accepted) if whole else ():
             self._drop_repeated_title(first + index, last, found[index][1])
@@ -467,6 +480,14 @@ class _Batch:
         _, inverse_K, counts = np.unique(key_K, return_inverse=True, return_counts=True)
         return counts[inverse_K] >= MIN_RECURRENCE
 
+    def _drop_lone_numbers(self, first: int, last: int) -> None:
+        """Drop lines that are a number and nothing else."""
+        if LONE_NUMBER in self.rules.off:
+            return
+        layout = context.Layout(*(column[first:last] for column in (self.body.chars_I, *self.layout_M[1:])))
+        found = context.lone_numbers(layout, lambda i: self.text(first + i), lambda i: self.rule_M[first + i] < 0)
+        self.rule_M[[first + index for index in found]] = self.codes[LONE_NUMBER]
+
     def _drop_top(self, number: int, first: int, last: int) -> list[str]:
         """Rules for lines above the first one that is kept, a heading that opens the text, and the work's name. Returns
         the lines that may be that name."""
@@ -474,6 +495,8 @@ class _Batch:
         for m in range(first, last):
             if self.rule_M[m] >= 0:
                 titles += filter(None, [context.named_work(self.body.text(m))])
+                if self.rule_M[m] in (self.codes[NOISE_LINE], self.codes[WORK_TITLE]):
+                    titles += filter(context.is_title, [context.without_part(self.body.text(m))])
                 continue
             weak = self.candidates[number].get(m)
             if weak and headings.opens(weak[1], self.text(m)) and np.any(self.rule_M[m + 1 : last] < 0):
@@ -486,7 +509,7 @@ class _Batch:
                 self._take(m, sweep(self.body.text(m), at_start, self.rules, edits))
             if self.rule_M[m] < 0 and WORK_TITLE not in self.rules.off and self._is_title(m, last):
                 self.rule_M[m] = self.codes[WORK_TITLE]
-                titles.append(self.text(m))
+                titles.append(context.without_part(self.text(m)))
             if self.rule_M[m] < 0:
                 return titles
             titles += filter(None, [context.named_work(self.body.text(m))])
@@ -506,7 +529,9 @@ class _Batch:
                 return False
         return False
 
-    def _drop_running_heads(self, kept_K: Places, unbroken: set[int], titles: Sequence[str]) -> bool:
+    def _drop_running_heads(
+        self, first: int, last: int, kept_K: Places, unbroken: set[int], titles: Sequence[str]
+    ) -> bool:
         """Drop the heads of pages among paragraphs as they are joined by now. Whether there were any."""
         if not len(kept_K) or RUNNING_HEAD in self.rules.off:
             return False
@@ -516,7 +541,9 @@ class _Batch:
         def pieces(index: int) -> Places:
             return kept_K[whole_K[index] : ends[index]]
 
-        heads = repeats.running_heads(layout, lambda index: "".join(self.texts(pieces(index))), titles)
+        above_K, below_K = self._beside(first, last, kept_K)
+        marked_N = self.interrupts_R[above_K[whole_K]] | self.interrupts_R[below_K[np.append(whole_K[1:], len(kept_K)) - 1]]
+        heads = repeats.running_heads(layout, lambda index: "".join(self.texts(pieces(index))), titles, marked_N)
         for index in heads:
             self.rule_M[pieces(index)] = self.codes[RUNNING_HEAD]
         return bool(heads)
@@ -532,15 +559,20 @@ class _Batch:
         changed_N = np.flatnonzero((ends - whole_K > 1) | self.edited_M[kept_K[whole_K]])
         changed = ["".join(self.texts(kept_K[whole_K[n] : ends[n]])) for n in changed_N.tolist()]
         own_N[changed_N] = noise.load().scores(pieces_of(changed))
-        filled_I = np.flatnonzero(self.rule_M[first:last] != self.codes[BLANK_LINE]) + first
-        kind_I = np.concatenate([[noise.TEXT], self.beside_R[self.rule_M[filled_I]], [noise.TEXT]])
-        place_K = np.searchsorted(filled_I, kept_K)
-        found = noise.noise_lines(
-            noise.load(), own_N, layout.chars_L, kind_I[place_K[whole_K]], kind_I[place_K[ends - 1] + 2]
-        )
+        above_K, below_K = self._beside(first, last, kept_K)
+        above_N, below_N = self.beside_R[above_K[whole_K]], self.beside_R[below_K[ends - 1]]
+        found = noise.noise_lines(noise.load(), own_N, layout.chars_L, above_N, below_N)
         for n in np.flatnonzero(found).tolist():
             self.rule_M[kept_K[whole_K[n] : ends[n]]] = self.codes[NOISE_LINE]
         return bool(found.any())
+
+    def _beside(self, first: int, last: int, kept_K: Places) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+        """The rules that dropped what stands above and below kept paragraphs, blank lines aside; -1 where that is kept or
+        nothing."""
+        filled_I = np.flatnonzero(self.rule_M[first:last] != self.codes[BLANK_LINE]) + first
+        rule_I = np.concatenate([[-1], self.rule_M[filled_I], [-1]]).astype(np.int16)
+        place_K = np.searchsorted(filled_I, kept_K)
+        return rule_I[place_K], rule_I[place_K + 2]
 
     @functools.cached_property
     def _noise_M(self) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ L lines of the work, N of them not blank, S stretches of these, W widths and I i
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -152,13 +152,21 @@ def is_title(text: str) -> bool:
     return bool(_TITLE.fullmatch("".join(text.split()))) and not _DEDICATION.match(text)
 
 
-_NAMED = re.compile(r"[书書]\s*名\s*[:：]\s*《?([^《》:：]{2,24}?)》?$|《([^《》]{2,24})》")
+_NAMED = re.compile(
+    r"[书書]\s*名\s*[:：]\s*《?([^《》:：]{2,24}?)》?$|《([^《》]{2,24})》|^([^。，/／《》]{2,24}?)\s?[/／][^/／。]{2,20}[著编編译譯]"
+)
+_PART = re.compile(r"[\s\u3000]*[（(][上中下全一二三四五六七八九十]{1,2}[册冊卷集部]?[）)]$")
 
 
 def named_work(text: str) -> str:
     """The name that a line of front matter gives the work, if it gives one."""
     hit = _NAMED.search(text)
-    return "".join((hit[1] or hit[2]).split()) if hit else ""
+    return "".join((hit[1] or hit[2] or hit[3]).split()) if hit else ""
+
+
+def without_part(title: str) -> str:
+    """A work's name without the part of it that a volume has: （上）."""
+    return _PART.sub("", title)
 
 
 _STARTS_HEADING = re.compile(r"第[\s\d〇零一二两三四五六七八九十百千]{1,9}[章回节節卷集部篇話话]|[☆★○◎◆■●]|[-=*_]{3}")
@@ -186,3 +194,48 @@ def continues(before: str, after: str, indented: bool | None) -> bool:
     if ended or after[0] in OPENERS or before[-1] in "：:":
         return False
     return before[-1] in CLAUSE_ENDS or len(before) >= MIN_HALF
+
+
+# A number alone, as misread or framed as scanned pages have it; no year, and no laughter or code of chat: 666, 2333, 520.
+_FRAME = r"[\s\u3000·•・‧.．—–―－\-~～_=＿|｜▏▕丨/／\\＼\[\]［］〔〕〈〉<>（）()*＊]"
+_LONE_NUMBER = re.compile(
+    rf"{_FRAME}{{0,4}}(?P<number>[0-9０-９oOlIZ](?:[\s\u3000]?[0-9０-９oOlIZBS]){{0,3}})(?:{_FRAME}{{0,4}}|[\s\u3000]一)"
+)
+_NO_PAGE = re.compile(r"(?!.*[0-9０-９])|(?:1[5-9]|20)[0-9]{2}$|([0-9])\1\1+$|23{2,3}$|520$|1314$|(?:.*[oOlIZBS]){3}")
+MAX_LONE_NUMBER = 14
+_number_starts = among(" \u3000·•・‧.．—–―－-~～_=＿|｜▏▕丨/／\\＼[［〔〈<（(*＊0123456789０１２３４５６７８９oOlIZ")
+# Numbers that go down within so many lines that are not blank are counted down.
+COUNTDOWN = 12
+
+
+def lone_number(text: str) -> int | None:
+    """The number that is all of a line, -1 where it was misread; None if the line is no such number."""
+    hit = _LONE_NUMBER.fullmatch(text)
+    if not hit:
+        return None
+    number = "".join(hit["number"].split())
+    if _NO_PAGE.match(number):
+        return None
+    return int(number) if number.isdecimal() else -1
+
+
+def lone_numbers(layout: Layout, line: Callable[[int], str], left: Callable[[int], bool]) -> set[int]:
+    """Lines that are a number and nothing else: of a page, or of a section. `layout` holds also what was dropped; `left`
+    says which lines are not. Numbers side by side, or that go down, are somebody's list or count, and stay.
+
+    What stays does so again when others are gone: numbers that keep each other are next to each other among all lines, or
+    among the numbers, and stay so.
+    """
+    place_N = np.flatnonzero(layout.chars_L)
+    may_N = (layout.chars_L[place_N] <= MAX_LONE_NUMBER) & _number_starts(layout.first_L[place_N])
+    numbers = {
+        n: number
+        for n in np.flatnonzero(may_N).tolist()
+        if left(int(place_N[n])) and (number := lone_number(line(int(place_N[n])))) is not None
+    }
+    kept: set[int] = set()
+    ordered = list(numbers)
+    for a, b in zip(ordered, ordered[1:], strict=False):
+        if b == a + 1 or (b - a <= COUNTDOWN and numbers[a] == numbers[b] + 1 > 0):
+            kept |= {a, b}
+    return {int(place_N[n]) for n in ordered if n not in kept}

@@ -160,6 +160,28 @@ def weak_candidates(layout: Layout, line: Callable[[int], str]) -> list[Candidat
     return [candidate for candidate in found if candidate]
 
 
+# A sign that stands in front of titles and nothing else: so many, of which most are so many characters apart.
+_SIGNED = re.compile(r"(?P<sign>[○◎●◇◆□■△▲▽▼☆★※❖✿❀♦])\s?(?P<title>[\u3400-\u9fff][\u3400-\u9fff·、\s\u3000]{0,13})")
+MIN_SIGNED, MIN_SIGNED_APART, SIGNED_SHARE = 3, 200, 0.8
+_signs = among("○◎●◇◆□■△▲▽▼☆★※❖✿❀♦")
+
+
+def signed_titles(layout: Layout, line: Callable[[int], str]) -> list[Candidate]:
+    """Titles with one and the same sign in front of each, as `○书教下`."""
+    short = np.flatnonzero((layout.chars_L > 1) & (layout.chars_L <= 16) & _signs(layout.first_L))
+    text_L = np.concatenate([[0], np.cumsum(layout.chars_L, dtype=np.int64)])
+    rows: dict[str, list[Candidate]] = {}
+    for i in short.tolist():
+        if hit := _SIGNED.fullmatch(line(i)):
+            rows.setdefault(hit["sign"], []).append(Candidate(i, hit["sign"], None, True, hit["title"].strip()))
+    found = []
+    for row in rows.values():
+        apart = [text_L[b.line] - text_L[a.line + 1] >= MIN_SIGNED_APART for a, b in zip(row, row[1:], strict=False)]
+        if len(row) >= MIN_SIGNED and sum(apart) >= SIGNED_SHARE * len(apart):
+            found += row
+    return found
+
+
 # A chapter has text: fewer characters between two numbers are a list's item.
 MIN_BETWEEN = 200
 # So many numbers in a row prove each other without one strong heading, or at the open end of strong ones; fewer do
@@ -168,6 +190,9 @@ MIN_CHAIN, MIN_CHAIN_BETWEEN = 5, 3
 # What says that it is a chapter needs a shorter row, and so does a unit of the book's own with a title apart.
 MIN_CHAIN_NAMED = {"章": 3, "回": 3}
 MIN_CHAIN_TITLED = 3
+# Far apart, and with no other of their unit between, fewer do: lists stand together. Two do if they are the first.
+MIN_APART, NUM_APART = 600, 3
+MIN_FIRST_APART = 1500
 # One number in a row may be missing.
 MAX_STEP = 2
 # Headings above which numbers may start again at one.
@@ -184,12 +209,15 @@ def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[i
        starts numbers anew), and it is in a chain with strong ones: on both sides, or behind it where it is the first,
        or in a chain of MIN_CHAIN.
     3. It repeats number and title of the strong heading before it.
+    4. It is one of NUM_APART of those left that follow each other, with at least MIN_APART characters between and no other
+       of their unit; or one of the first two, MIN_FIRST_APART characters apart. Asked until there are no more.
 
-    What is rejected stays rejected when the accepted lines and any others are gone, so that cleaning twice is cleaning
-    once. Proof: then no strong heading is left and only 1 can accept. It asks for the existence of a chain, and a
+    What is rejected stays rejected when the accepted lines and any that are no candidates are gone, so that cleaning twice
+    is cleaning once. Proof for 1 to 3: then no strong heading is left and only 1 can accept. It asks for the existence of a chain, and a
     chain of what is left is one of the whole: the same candidates in the same order, and what was taken out only makes
     the text between them shorter. In the same way, while all strong headings are there, taking out weak candidates or
-    other lines accepts nothing new: 2 and 3 look at numbers and at strong headings, and for a chain.
+    other lines accepts nothing new: 2 and 3 look at numbers and at strong headings, and for a chain. And 4 was asked of
+    just those that are left.
     """
     ordered = sorted(candidates, key=lambda candidate: candidate.line)
     accepted = {candidate.line for candidate in ordered if candidate.strong}
@@ -220,7 +248,22 @@ def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[i
                 proved = links.length >= MIN_CHAIN and (links.strong_before or links.strong_behind)
             if proved:
                 accepted.add(candidate.line)
+    for row in units.values():
+        accepted |= _apart([candidate for candidate in row if candidate.line not in accepted], text_L)
     return accepted
+
+
+def _apart(row: list[Candidate], text_L: NDArray[np.int64]) -> set[int]:
+    """The lines of candidates of one unit that follow each other far apart, number by number."""
+    apart = [int(text_L[b.line] - text_L[a.line + 1]) for a, b in zip(row, row[1:], strict=False)]
+    follows = [b.number == (a.number or 0) + 1 for a, b in zip(row, row[1:], strict=False)]
+    found: set[int] = set()
+    for size, chars in (NUM_APART, MIN_APART), (2, MIN_FIRST_APART):
+        for i in range(len(row) - size + 1):
+            links = range(i, i + size - 1)
+            if (size > 2 or row[i].number == 1) and all(follows[j] and apart[j] >= chars for j in links):
+                found |= {candidate.line for candidate in row[i : i + size]}
+    return found | _apart([c for c in row if c.line not in found], text_L) if found else found
 
 
 class _Links(NamedTuple):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raystyle.corpus.context import Layout, among, continues
+from raystyle.corpus.context import Flags, Layout, among, continues
 from raystyle.corpus.headings import NUMERALS, Candidate
 
 # A table of contents has so many lines; such a share of them comes again further down, with so much text behind each.
@@ -220,10 +220,13 @@ _NO_HEAD = re.compile(r"[。！？!?；;，,：:…“”‘’「」『』、]"
 _NOT_LETTERS = re.compile(r"[^\u3400-\u9fffA-Za-z]+")
 
 
-def running_heads(layout: Layout, line: Callable[[int], str], titles: Sequence[str] = ()) -> set[int]:
+def running_heads(
+    layout: Layout, line: Callable[[int], str], titles: Sequence[str] = (), marked_L: Flags | None = None
+) -> set[int]:
     """Lines that a scanned book has at the head of its pages: without any mark of a sentence, the same but for numbers, and
     MIN_INSIDE times amid a sentence. `titles` may be the work's name: one line that has it in front or at its end, parted
-    from the rest by the number of a page, wide space or an ornament, is enough, and so is the name alone amid one sentence.
+    from the rest by the number of a page, wide space or an ornament, is enough, and so is the name alone amid one sentence,
+    beside the mark of a page (`marked_L`), or set with spaces between its characters.
     """
     place_N = np.flatnonzero(layout.chars_L)
     plain_N = (layout.chars_L[place_N] <= MAX_HEAD) & ~told(layout.last_L[place_N]) & ~_speech(layout.first_L[place_N])
@@ -232,7 +235,7 @@ def running_heads(layout: Layout, line: Callable[[int], str], titles: Sequence[s
     known = [title for title in titles if len(_NOT_LETTERS.sub("", title)) >= MIN_HEAD_LETTERS]
     names = {_NOT_LETTERS.sub("", title) for title in known}
     named = "|".join(map(_spaced, known)) or "(?!)"
-    headed = re.compile(rf"(?:{named}){_APART}.{{0,24}}|.{{0,24}}{_APART}(?:{named})")
+    headed = re.compile(rf"(?:{named}){_APART}.{{0,24}}|.{{0,24}}{_APART}(?:{named})|(?=.*[\s\u3000])(?:{named})")
     for n in np.flatnonzero(plain_N).tolist():
         text = line(int(place_N[n]))
         if _NO_HEAD.search(text):
@@ -240,6 +243,8 @@ def running_heads(layout: Layout, line: Callable[[int], str], titles: Sequence[s
         if headed.fullmatch(text):
             found.add(int(place_N[n]))
         key = _NOT_LETTERS.sub("", text)
+        if key in names and marked_L is not None and marked_L[place_N[n]]:
+            found.add(int(place_N[n]))
         if len(key) >= MIN_HEAD_LETTERS:
             places.setdefault(key, []).append(n)
     for key, of_it in places.items():

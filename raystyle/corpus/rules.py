@@ -56,8 +56,8 @@ Action = Literal["drop_line", "cut_span", "rewrite"]
 Heading = Literal["strong", "weak"]
 # What cleaning does without a rule, by its neighbours; it can be switched off by name as rules can.
 STEPS = (
-    "hard_wrap", "page_break", "numbered_heading", "table_of_contents", "chapter_furniture", "recurring_line", "title_of_work",
-    "running_head", "noise_line", "line_of_many_works",
+    "hard_wrap", "page_break", "numbered_heading", "signed_heading", "table_of_contents", "chapter_furniture", "recurring_line", "title_of_work",
+    "running_head", "lone_number", "noise_line", "line_of_many_works",
 )  # fmt: skip
 KEYS = {
     "name", "why", "action", "pattern", "unless", "max_chars", "literals", "characters", "heading", "at_start", "replace", "table",

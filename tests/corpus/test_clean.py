@@ -238,7 +238,7 @@ def test_page_numbers_inside_sentences_are_no_chapters() -> None:
     pages = "\n".join(f"{page}\n{number}\n没有人，只有一盏灯还亮着。" for number in range(1, 9))
     cleaned, removed = clean("\n".join([pages] + ["　　天亮了，他上路了。"] * 40), RULES)
     assert cleaned.headings == [] and cleaned.text.count("看见屋里没有人") == 8
-    assert removed["rule"].to_pylist().count("number_inside_sentence") == 8
+    assert removed["rule"].to_pylist().count("lone_number") == 8
 
 
 PAGE = "他坐在黑地里听雨，心里想着明天的路，不知道从哪里走起才好。后来他推开门，看见屋里"
