@@ -149,7 +149,11 @@ class Rule:
             return ""
         if self.unescape:
             return _character(hit.group())
-        return dict(self.table).get(hit.group(), hit.group()) if self.table else hit.expand(self.replace)
+        return self._table.get(hit.group(), hit.group()) if self.table else hit.expand(self.replace)
+
+    @functools.cached_property
+    def _table(self) -> dict[str, str]:
+        return dict(self.table)
 
 
 def _character(entity: str) -> str:
