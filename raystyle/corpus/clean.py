@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from raystyle.corpus import context, headings, noise, removals, repeats
 from raystyle.corpus.lines import Counts, Flags, Places, pieces_of, put_together, split_lines
 from raystyle.corpus.noise import NOISE_LINE
-from raystyle.corpus.rules import Rule, Rules
+from raystyle.corpus.rules import Expression, Rule, Rules
 from raystyle.corpus.script import simplified_lines
 from raystyle.corpus.sweep import OUTER_WHITESPACE, Edit, Swept, difference, plain, sweep
 
@@ -323,6 +323,7 @@ class _Batch:
             if whole:
                 self._drop_lone_numbers(first, last)
             titles = self._drop_top(number, first, last) if whole else []
+            self._cut_running_heads(first, last, titles)
             # A page's head that goes lets halves of a sentence be joined, and longer paragraphs tell others.
             while True:
                 self.joined_L[line_L] = wrapped_L
@@ -528,6 +529,18 @@ class _Batch:
             if seen > 2 or not context.is_title(self.text(below)):
                 return False
         return False
+
+    def _cut_running_heads(self, first: int, last: int, titles: Sequence[str]) -> None:
+        """Cut the heads of pages out of paragraphs that they stand in."""
+        pattern = repeats.glued_heads(titles) if titles and RUNNING_HEAD not in self.rules.off else None
+        if not pattern:
+            return
+        rule = Rule(RUNNING_HEAD, *BUILT_IN[RUNNING_HEAD][1:], "cut_span", Expression(pattern.pattern), ())
+        kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
+        for m, text in zip(kept_K.tolist(), self.texts(kept_K), strict=True):
+            if pattern.search(text):
+                edits = self.edited[m][1] if m in self.edited else []
+                self._take(m, sweep(self.body.text(m), [rule], self.rules, edits))
 
     def _drop_running_heads(
         self, first: int, last: int, kept_K: Places, unbroken: set[int], titles: Sequence[str]

@@ -254,6 +254,19 @@ def running_heads(
     return found
 
 
+def glued_heads(titles: Sequence[str]) -> re.Pattern[str] | None:
+    """What a work's name and the number of a page look like inside a line, where two pages were put together: with a space or
+    an ornament between, or the number in front. Short names may be those of people, who have ages and counts."""
+    known = [title for title in titles if len(_NOT_LETTERS.sub("", title)) >= MIN_HEAD_LETTERS]
+    long = [title for title in known if len(_NOT_LETTERS.sub("", title)) > MIN_HEAD_LETTERS]
+    behind = rf"(?:{'|'.join(map(_spaced, known))})[\s\u3000]*[\s\u3000·•|｜◎/／][\s\u3000]*[0-9０-９]{{1,4}}"
+    before = rf"(?<![0-9０-９])[0-9０-９]{{1,4}}[\s\u3000·•|｜]*(?:{'|'.join(map(_spaced, long)) or '(?!)'})"
+    no_count = rf"(?![0-9０-９.％%{COUNTED}])"
+    return re.compile(f"(?<![《〈「『“])(?:{behind}{no_count}|{before}(?![》〉」』”]))") if known else None
+
+
+# What is counted behind a number.
+COUNTED = "个個岁歲年月日号號点點分回章卷册冊集部页頁人名次天块塊元米里种種"
 _APART = (
     r"(?:[\s\u3000]{2,}|[\s\u3000]*[◎·•|｜/／◆—–-][\s\u3000]*|[\s\u3000]*(?=[0-9０-９]{1,4}$)|(?<=[0-9０-９])[\s\u3000]*"
     rf"|[\s\u3000]+(?=[{NUMERALS}]{{1,4}}$))"
