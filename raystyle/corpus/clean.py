@@ -397,10 +397,12 @@ class _Batch:
         return accepted
 
     def _drop_repeated_title(self, m: int, last: int, heading: headings.Candidate) -> None:
-        """Drop the line below a heading that is its title once more."""
+        """Drop the line below a heading that is its title, once more or for the first time."""
         below = next((b for b in range(m + 1, last) if self.rule_M[b] < 0 or b in self.headings), last)
-        if below < last and below not in self.headings and headings.repeats_title(heading, self.text(below)):
-            self.rule_M[below] = self.rule_M[m]
+        if below < last and below not in self.headings:
+            text = self.text(below)
+            if headings.repeats_title(heading, text) or headings.completes(heading, text):
+                self.rule_M[below] = self.rule_M[m]
 
     def _stands_inside(self, m: int, first: int, last: int) -> bool:
         """Whether a sentence runs through a line that is dropped."""

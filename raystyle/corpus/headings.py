@@ -340,6 +340,17 @@ def opens(candidate: Candidate, text: str) -> bool:
     return candidate.unit in _OPENING_UNITS and bool(_OPENS.fullmatch(text))
 
 
+# A chapter's title in two halves, as novels of old have it below the number.
+_BARE = re.compile(rf"第?(?:{_NUMBER})?[章回节節卷折]?")
+_COUPLET = re.compile(r"([\u3400-\u9fff]{4,11})(?:\u3000{1,4}|\s{1,6})([\u3400-\u9fff]{4,11})")
+
+
+def completes(candidate: Candidate, text: str) -> bool:
+    """Whether the first line of a chapter is the couplet that its heading, a number alone, has for a title."""
+    halves = _COUPLET.fullmatch(text)
+    return bool(halves and len(halves[1]) == len(halves[2]) and _BARE.fullmatch(_solid(candidate.title)))
+
+
 def repeats_title(candidate: Candidate, text: str) -> bool:
     """Whether the first line of a chapter is nothing but the title that stands in its heading."""
     return len(candidate.title) > 1 and text[-1:] not in _ENDED and _solid(text) == _solid(candidate.title)
