@@ -49,7 +49,10 @@ BUILT_IN = {
     PROVEN_HEADING: ("drop_line", "A heading without a number, which the table of contents names."),
     NUMBERED_HEADING: ("drop_line", "A heading that its number alone proves, among those of the chapters around it."),
     SIGNED_HEADING: ("drop_line", "A title behind a sign that stands before titles alone, all through the work."),
-    LONE_NUMBER: ("drop_line", "A number alone on its line, a page's or a section's; not one of several, or counted down."),
+    LONE_NUMBER: (
+        "drop_line",
+        "A number alone on its line, a page's or a section's; not one of several, or counted down.",
+    ),
     WORK_TITLE: ("drop_line", "The name of the work, above what else stands in front of it."),
     RUNNING_HEAD: (
         "drop_line",
@@ -183,7 +186,9 @@ class _Batch:
         # What each of them makes of a line for those beside it; again the last one is what is kept.
         self.beside_R = np.full(len(self.names) + 1, noise.NOISE)
         self.beside_R[[self.codes[rule.name] for rule in rules.rules if rule.heading]] = noise.HEADING
-        self.beside_R[[self.codes[NUMBERED_HEADING], self.codes[SIGNED_HEADING], self.codes[PROVEN_HEADING]]] = noise.HEADING
+        self.beside_R[[self.codes[NUMBERED_HEADING], self.codes[SIGNED_HEADING], self.codes[PROVEN_HEADING]]] = (
+            noise.HEADING
+        )
         self.beside_R[-1] = noise.TEXT
         self.lines = split_lines(texts)
         asked = MIN_LINES if HARD_WRAP not in rules.off else len(self.lines.left_L) + 1
@@ -557,7 +562,9 @@ class _Batch:
             return kept_K[whole_K[index] : ends[index]]
 
         above_K, below_K = self._beside(first, last, kept_K)
-        marked_N = self.interrupts_R[above_K[whole_K]] | self.interrupts_R[below_K[np.append(whole_K[1:], len(kept_K)) - 1]]
+        marked_N = (
+            self.interrupts_R[above_K[whole_K]] | self.interrupts_R[below_K[np.append(whole_K[1:], len(kept_K)) - 1]]
+        )
         heads = repeats.running_heads(layout, lambda index: "".join(self.texts(pieces(index))), titles, marked_N)
         for index in heads:
             self.rule_M[pieces(index)] = self.codes[RUNNING_HEAD]

@@ -7,7 +7,8 @@ L lines of the work, N of them not blank, S stretches of these, W widths and I i
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -185,6 +186,9 @@ def continues(before: str, after: str, indented: bool | None) -> bool:
     before, after = before.rstrip(), after.lstrip()
     if not before or not after or indented or _STARTS_HEADING.match(after):
         return False
+    # Numbers alone that are left are somebody's list or count.
+    if _LONE_NUMBER.fullmatch(after) or _LONE_NUMBER.fullmatch(before):
+        return False
     if after[0] in CLOSERS:
         return True
     # A straight quotation mark behind a colon opens.
@@ -235,7 +239,7 @@ def lone_numbers(layout: Layout, line: Callable[[int], str], left: Callable[[int
     }
     kept: set[int] = set()
     ordered = list(numbers)
-    for a, b in zip(ordered, ordered[1:], strict=False):
+    for a, b in pairwise(ordered):
         if b == a + 1 or (b - a <= COUNTDOWN and numbers[a] == numbers[b] + 1 > 0):
             kept |= {a, b}
     return {int(place_N[n]) for n in ordered if n not in kept}

@@ -9,6 +9,7 @@ L lines of the work.
 import bisect
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -176,7 +177,7 @@ def signed_titles(layout: Layout, line: Callable[[int], str]) -> list[Candidate]
             rows.setdefault(hit["sign"], []).append(Candidate(i, hit["sign"], None, True, hit["title"].strip()))
     found = []
     for row in rows.values():
-        apart = [text_L[b.line] - text_L[a.line + 1] >= MIN_SIGNED_APART for a, b in zip(row, row[1:], strict=False)]
+        apart = [text_L[b.line] - text_L[a.line + 1] >= MIN_SIGNED_APART for a, b in pairwise(row)]
         if len(row) >= MIN_SIGNED and sum(apart) >= SIGNED_SHARE * len(apart):
             found += row
     return found
@@ -255,15 +256,22 @@ def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[i
 
 def _apart(row: list[Candidate], text_L: NDArray[np.int64]) -> set[int]:
     """The lines of candidates of one unit that follow each other far apart, number by number."""
-    apart = [int(text_L[b.line] - text_L[a.line + 1]) for a, b in zip(row, row[1:], strict=False)]
-    follows = [b.number == (a.number or 0) + 1 for a, b in zip(row, row[1:], strict=False)]
     found: set[int] = set()
-    for size, chars in (NUM_APART, MIN_APART), (2, MIN_FIRST_APART):
-        for i in range(len(row) - size + 1):
-            links = range(i, i + size - 1)
-            if (size > 2 or row[i].number == 1) and all(follows[j] and apart[j] >= chars for j in links):
-                found |= {candidate.line for candidate in row[i : i + size]}
-    return found | _apart([c for c in row if c.line not in found], text_L) if found else found
+    while True:
+        pairs = list(pairwise(row))
+        apart = [int(text_L[b.line] - text_L[a.line + 1]) for a, b in pairs]
+        follows = [b.number == (a.number or 0) + 1 for a, b in pairs]
+        lines: set[int] = set()
+        for size, chars in (NUM_APART, MIN_APART), (2, MIN_FIRST_APART):
+            for i in range(len(row) - size + 1):
+                if (size > 2 or row[i].number == 1) and all(
+                    follows[j] and apart[j] >= chars for j in range(i, i + size - 1)
+                ):
+                    lines |= {candidate.line for candidate in row[i : i + size]}
+        if not lines:
+            return found
+        found |= lines
+        row = [candidate for candidate in row if candidate.line not in lines]
 
 
 class _Links(NamedTuple):

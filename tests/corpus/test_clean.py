@@ -55,6 +55,19 @@ oddities = st.sampled_from(
         "今天先到这里，大家晚安哦～",
         "第三页",
         "求推荐",
+        "12",
+        "· 1 3 ·",
+        "l09",
+        "3",
+        "2",
+        "○海市",
+        "○书贾",
+        "云　边　旧　事",
+        "他推开门，云边旧事　12看见一盏灯。",
+        "苏秀才夜宿云边寺　　痴和尚昼失照妖镜",
+        "一、归途",
+        "二、渡河",
+        "三、灯下",
     ]
 )
 headings_ = st.tuples(
@@ -96,6 +109,7 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     "第1章 风起\n　　雨下了三天三夜，河里的水涨到了桥面上，\n_分节阅读_3\n灯还亮着\n本书坊出品敬请收藏\n本书坊出品敬请收藏\n第1章 风起\n"
     "本书坊出品敬请收藏\n他走了，没有回头。"
 )
+@example("第1章 风起\n　　雨下了三天三夜，河里的水涨到了桥面上，\n_分节阅读_3\n3\n第8章 风起\n2")
 @settings(max_examples=60, deadline=None)
 def test_cleaning_a_work_twice_is_cleaning_it_once(text: str) -> None:
     once, _ = clean(text, RULES, to_simplified="auto")
@@ -446,6 +460,79 @@ def test_a_title_that_is_repeated_below_its_heading_goes() -> None:
         assert restore(cleaned, removed) == f"第1章 夜雨\n\n{below}\n　　雨下了一夜。"
     for kept in ("夜雨。", "夜雨下了一夜", "雨下了一夜。\n夜雨"):
         assert clean(f"第1章 夜雨\n{kept}", RULES)[0].text == kept
+
+
+def test_a_couplet_below_a_number_is_the_chapters_title() -> None:
+    couplet = "苏秀才夜宿云边寺　　痴和尚昼失照妖镜"
+    cleaned, _ = clean(f"第 一 回\n{couplet}\n　　雨下了一夜。", RULES)
+    assert cleaned.text == "雨下了一夜。"
+    for kept in (
+        f"第一回 风起\n{couplet}",
+        "第 一 回\n苏秀才夜宿云边寺　　痴和尚失照妖镜",
+        f"第 一 回\n他走了。\n{couplet}",
+    ):
+        assert clean(kept, NO_MODEL)[0].text == kept.split("\n", 1)[1]
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["4", "013", "· 1 5 ·", "— 22 一", "3l", "o21", "Z7", "104 ▕", "~ 8 ~", "［ 9 8 ］", "103．", "- 20 -", "１２"],
+)
+def test_a_number_alone_goes(number: str) -> None:
+    text = f"　　他走了。\n　　天黑了。\n{number}\n　　天亮了。"
+    cleaned, removed = clean(text, RULES)
+    assert cleaned.text == "他走了。\n天黑了。\n天亮了。" and restore(cleaned, removed) == text
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "3\n2\n1", "3\n他闭上眼睛。\n2\n她没有动。\n1", "十\n九", "2333", "666", "520", "1937", "3。\n天亮了。", "【2】", "O", "71:59:59", "-999！",
+    ],
+)  # fmt: skip
+def test_numbers_that_somebody_tells_stay(lines: str) -> None:
+    text = f"他走了。\n{lines}\n天亮了。"
+    assert cleaned_text(text) == text
+
+
+def test_numbers_alone_can_be_left_alone() -> None:
+    text = "他走了。\n12\n天亮了。"
+    assert clean(text, load_rules("zh_web_novel", disable=["lone_number"]))[0].text == text
+
+
+def test_few_headings_far_apart_and_titles_behind_a_sign() -> None:
+    page = "\n".join(["　　他坐在黑地里听雨，心里想着明天的路，不知道从哪里走起才好。"] * 60)
+    for titles in (["一、渡河", "二、归途"], ["一　误投的信", "二　布店", "三　旧宅"], ["○海市", "○书贾", "○诗谶"]):
+        cleaned, removed = clean("\n".join(f"{title}\n{page}" for title in titles), RULES)
+        assert len(cleaned.headings) == len(titles) and titles[0] not in cleaned.text
+        assert set(removed["rule"].to_pylist()) & {"numbered_heading", "signed_heading"}
+    listed = f"他说：\n一、渡河\n二、归途\n{page}\n◆力量\n◆敏捷\n◆体质\n{page}"
+    assert clean(listed, RULES)[0].headings == []
+
+
+def test_a_heading_is_found_once_what_stood_between_is_gone() -> None:
+    """The model takes a line that looked like one of the numbers: those around it are asked again."""
+    page = "\n".join(["　　他坐在黑地里听雨，心里想着明天的路，不知道从哪里走起才好。"] * 60)
+    text = f"一、渡河\n{page}\n五、感谢各位书友的月票和打赏\n{page}\n二、归途\n{page}"
+    once = cleaned_text(text)
+    assert "渡河" not in once and "归途" not in once and "月票" not in once
+
+
+def test_the_head_of_a_page_is_cut_out_of_a_sentence() -> None:
+    top = "云 边 旧 事\n作者：某某\n他走了，没有回头。\n"
+    for glued in ("云边旧事　12", "云 边 旧 事 | 009", "14云边旧事"):
+        text = f"{top}　　他推开门，看见{glued}屋里没有人。"
+        cleaned, removed = clean(text, RULES)
+        assert cleaned.text == "他走了，没有回头。\n他推开门，看见屋里没有人。" and restore(cleaned, removed) == text
+    for kept in ("他读过《云边旧事》12遍。", "他说云边旧事　12回都好看。", "云边旧事，他读了12遍。"):
+        assert cleaned_text(f"{top}{kept}").endswith(kept)
+
+
+def test_the_works_name_goes_beside_the_mark_of_a_page() -> None:
+    top = "云 边 旧 事\n作者：某某\n他走了，没有回头。\n"
+    assert cleaned_text(f"{top}天黑了。\n12\n云边旧事\n天亮了。") == "他走了，没有回头。\n天黑了。\n天亮了。"
+    assert cleaned_text(f"{top}天黑了。\n云　边　旧　事\n天亮了。") == "他走了，没有回头。\n天黑了。\n天亮了。"
+    assert "云边旧事" in clean(f"{top}天黑了。\n云边旧事\n天亮了。", NO_MODEL)[0].text
 
 
 def test_a_unit_of_two_characters_is_not_its_first_one() -> None:

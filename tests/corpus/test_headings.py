@@ -8,7 +8,15 @@ from test_context import layout_of
 
 from raystyle.corpus.encodings import decode
 from raystyle.corpus.headings import (
-    MIN_APART, MIN_BETWEEN, MIN_FIRST_APART, Candidate, accept, parse_number, signed_titles, weak_candidate, weak_candidates,
+    MIN_APART,
+    MIN_BETWEEN,
+    MIN_FIRST_APART,
+    Candidate,
+    accept,
+    parse_number,
+    signed_titles,
+    weak_candidate,
+    weak_candidates,
 )  # fmt: skip
 
 
