@@ -155,6 +155,7 @@ def is_title(text: str) -> bool:
 
 _NAMED = re.compile(
     r"[书書]\s*名\s*[:：]\s*《?([^《》:：]{2,24}?)》?$|《([^《》]{2,24})》|^([^。，/／《》]{2,24}?)\s?[/／][^/／。]{2,20}[著编編译譯]"
+    r"|^([\u3400-\u9fff](?:[\s\u3000]{1,4}[\u3400-\u9fff]){2,9})$"
 )
 _PART = re.compile(r"[\s\u3000]*[（(][上中下全一二三四五六七八九十]{1,2}[册冊卷集部]?[）)]$")
 
@@ -162,7 +163,7 @@ _PART = re.compile(r"[\s\u3000]*[（(][上中下全一二三四五六七八九�
 def named_work(text: str) -> str:
     """The name that a line of front matter gives the work, if it gives one."""
     hit = _NAMED.search(text)
-    return "".join((hit[1] or hit[2] or hit[3]).split()) if hit else ""
+    return "".join(next(filter(None, hit.groups())).split()) if hit else ""
 
 
 def without_part(title: str) -> str:
@@ -203,7 +204,7 @@ def continues(before: str, after: str, indented: bool | None) -> bool:
 # A number alone, as misread or framed as scanned pages have it; no year, and no laughter or code of chat: 666, 2333, 520.
 _FRAME = r"[\s\u3000·•・‧.．—–―－\-~～_=＿|｜▏▕丨/／\\＼\[\]［］〔〕〈〉<>（）()*＊]"
 _LONE_NUMBER = re.compile(
-    rf"{_FRAME}{{0,4}}(?P<number>[0-9０-９oOlIZ](?:[\s\u3000]?[0-9０-９oOlIZBS]){{0,3}})(?:{_FRAME}{{0,4}}|[\s\u3000]一)"
+    rf"{_FRAME}{{0,4}}(?P<number>[0-9０-９oOlIZ](?:[\s\u3000]?[0-9０-９oOlIZBS]){{0,3}})[+＋]?(?:{_FRAME}{{0,4}}|[\s\u3000]一)"
 )
 _NO_PAGE = re.compile(r"(?!.*[0-9０-９])|(?:1[5-9]|20)[0-9]{2}$|([0-9])\1\1+$|23{2,3}$|520$|1314$|(?:.*[oOlIZBS]){3}")
 MAX_LONE_NUMBER = 14

@@ -162,9 +162,11 @@ def weak_candidates(layout: Layout, line: Callable[[int], str]) -> list[Candidat
 
 
 # A sign that stands in front of titles and nothing else: so many, of which most are so many characters apart.
-_SIGNED = re.compile(r"(?P<sign>[○◎●◇◆□■△▲▽▼☆★※❖✿❀♦])\s?(?P<title>[\u3400-\u9fff][\u3400-\u9fff·、\s\u3000]{0,13})")
+_SIGNED = re.compile(
+    r"(?P<sign>[○◎●◇◆□■△▲▽▼☆★※❖✿❀♦]|(?=《[^》]+》$)《)\s?(?P<title>[\u3400-\u9fff][\u3400-\u9fff·、\s\u3000]{0,13})》?"
+)
 MIN_SIGNED, MIN_SIGNED_APART, SIGNED_SHARE = 3, 200, 0.8
-_signs = among("○◎●◇◆□■△▲▽▼☆★※❖✿❀♦")
+_signs = among("○◎●◇◆□■△▲▽▼☆★※❖✿❀♦《")
 
 
 def signed_titles(layout: Layout, line: Callable[[int], str]) -> list[Candidate]:
