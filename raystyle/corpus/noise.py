@@ -62,7 +62,7 @@ class Model(NamedTuple):
     bias: float
 
     def scores(self, lines: Pieces) -> NDArray[np.float64]:
-        """How much lines read like noise, but for what stands beside them: minus infinity where they are not judged: for want
+        """How much lines read like noise, but for what stands beside them: minus infinity where they are not judged, for want
         of a Chinese character, for their length, or because they are speech from “ to ”."""
         score_N = np.full(len(lines.start_I), -np.inf)
         judged_N = np.flatnonzero((lines.chars_I > 0) & (lines.chars_I <= MAX_CHARS))
@@ -89,7 +89,7 @@ class Model(NamedTuple):
         sums_N = np.add.reduceat(weight_C[:-1], start_N, dtype=np.int64)
         own_N = self.unit * (sums_N / np.sqrt(num_grams(chars_N)) + self.length_K[length_class(chars_N)]) + self.bias
         chinese_N = np.logical_or.reduceat((usual_C[:-1] >= 0x3400) & (usual_C[:-1] < 0xA000), start_N)
-        # Of 2,400 labelled lines between such marks six are noise.
+        # Of the 2,300 labelled lines between such marks six were noise.
         spoken_N = (code_C[start_N + 1] == ord("“")) & (code_C[start_N + chars_N] == ord("”"))
         return np.where(chinese_N & ~spoken_N, own_N, -np.inf)
 
