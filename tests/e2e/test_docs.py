@@ -114,9 +114,3 @@ def served(command: str, folder: Path) -> Iterator[int]:
     finally:
         process.terminate()
         assert process.wait(timeout=300) == 0
-
-
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda g: g.name)
-def test_links_lead_somewhere(guide):
-    for target in re.findall(r"\]\(([^)#]+)", guide.read_text(encoding="utf-8")):
-        assert (guide.parent / target).exists(), target
