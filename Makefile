@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Where this is set, every process compiles all that it imports anew: some six seconds of each start of Ray.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-slow test-vllm check bench clean
 

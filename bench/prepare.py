@@ -179,8 +179,12 @@ def _has_dedup() -> bool:
 
 
 def _environment(work: Path) -> dict[str, str]:
-    """Offline, one thread per process for the tokenizer (there is a process per core), no cache from an earlier run."""
-    return {"UV_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "cache")}
+    """Offline, one thread per process for the tokenizer (there is a process per core), no cache from an earlier run but
+    Python's own of what it imports."""
+    return {
+        "UV_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "",
+    }  # fmt: skip
 
 
 def outcome(output: Path) -> dict[str, int]:
