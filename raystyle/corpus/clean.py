@@ -205,6 +205,7 @@ class _Batch:
         self.candidates: list[dict[int, tuple[str, headings.Candidate]]] = [{} for _ in texts]
         self.headings: dict[int, headings.Candidate] = {}
         self.rejected: set[int] = set()  # candidates of that text that are none
+        self.halves: set[int] = set()  # paragraphs of that text that are one with the next or the last, so no heading
         # Whether paragraphs are indented, by the first paragraph of their text.
         self.indents: dict[int, bool] = {}
         # The rule that took the line feed after a line, or -1.
@@ -276,17 +277,17 @@ class _Batch:
         }
         for m, text in zip(places.tolist(), self.texts(places), strict=True):
             applicable, weak = kinds[id(candidates[m])]
-            swept = known.get(text)
             if m in self.edited:
                 swept = sweep(self.body.text(m), applicable, self.rules, self.edited[m][1])
-            elif swept is None and any(rule.spans(text) for rule in applicable):
+            elif text in known:
+                swept = known[text]
+            else:
                 swept = known[text] = sweep(text, applicable, self.rules)
-            if swept:
-                self._take(m, swept)
-                if swept.dropped:
-                    continue
-                if swept.text != text:
-                    text, weak = swept.text, self.rules.weak
+            self._take(m, swept)
+            if swept.dropped:
+                continue
+            if swept.text != text:
+                text, weak = swept.text, self.rules.weak
             for rule in weak:
                 if rule.spans(text) and rule.may_apply(text):
                     self._candidate(m, rule, text)
@@ -315,9 +316,9 @@ class _Batch:
         first, last = self.bounds[number : number + 2]
         line_L = slice(*self.lines.bounds_D[number : number + 2].tolist())
         wrapped_L = self.joined_L[line_L].copy()
-        self.headings = {}
+        self.headings, self.halves = {}, set()
         # Once lines that read like noise are gone, what stands at the text's top, or at one place of its chapters, may be seen;
-        # and among headings' numbers, those between which another stood.
+        # and among headings' numbers, those between which another stood that was none.
         while True:
             accepted = self._headings(number, first, last, whole)
             recurring: list[tuple[str, int]] = []
@@ -341,11 +342,14 @@ class _Batch:
                 if not whole or not self._drop_running_heads(first, last, kept_K, unbroken, titles):
                     break
             noisy = whole and self._drop_noise(first, last, kept_K, unbroken)
-            if not noisy and not any(self.rule_M[m] >= 0 for m in self.rejected):
+            goes_on_K = np.isin(kept_K, list(unbroken))
+            self.halves |= set(kept_K[goes_on_K | np.append(False, goes_on_K)[:-1]].tolist())
+            if not noisy and not any(self.rule_M[m] >= 0 or m in self.halves for m in self.rejected):
                 break
             mine = self.candidates[number]
-            self.candidates[number] = {m: mine[m] for m in mine if self.rule_M[m] < 0 or m in self.headings}
-        goes_on_K = np.isin(kept_K, list(unbroken))
+            self.candidates[number] = {
+                m: mine[m] for m in mine if m in self.headings or (self.rule_M[m] < 0 and m not in self.halves)
+            }
         parts = self.texts(kept_K)
         for k in np.flatnonzero(goes_on_K)[::-1].tolist():
             parts[k] += parts.pop(k + 1)
@@ -378,7 +382,7 @@ class _Batch:
         layout = self._layout(first, last, mine)
         if long and NUMBERED_HEADING not in self.rules.off:
             others_M = layout.chars_L.copy()
-            others_M[list(mine)] = 0
+            others_M[[*mine, *(m - first for m in self.halves)]] = 0
             others = layout._replace(chars_L=others_M)
             for weak in headings.weak_candidates(others, lambda index: self.text(first + index)):
                 mine[weak.line] = NUMBERED_HEADING, weak
@@ -543,8 +547,10 @@ class _Batch:
         if not pattern:
             return
         rule = Rule(RUNNING_HEAD, *BUILT_IN[RUNNING_HEAD][1:], "cut_span", Expression(pattern.pattern), ())
-        kept_K = np.flatnonzero(self.rule_M[first:last] < 0) + first
-        for m, text in zip(kept_K.tolist(), self.texts(kept_K), strict=True):
+        kept_M = self.rule_M[first:last] < 0
+        # They have the number of a page.
+        asked_K = np.flatnonzero(kept_M & (self._numbered_M[first:last] | self.edited_M[first:last])) + first
+        for m, text in zip(asked_K.tolist(), self.texts(asked_K), strict=True):
             if pattern.search(text):
                 edits = self.edited[m][1] if m in self.edited else []
                 self._take(m, sweep(self.body.text(m), [rule], self.rules, edits))
@@ -600,6 +606,15 @@ class _Batch:
     def _noise_M(self) -> NDArray[np.float64]:
         """How much each paragraph read like noise before it was edited."""
         return noise.load().scores(self.body)
+
+    @functools.cached_property
+    def _numbered_M(self) -> Flags:
+        """Which paragraphs held a digit before they were edited."""
+        codes_C, numbered_M = self.body.codes_C, np.zeros(len(self.rule_M), bool)
+        # Codes are unsigned: below the first digit they wrap round to large ones.
+        digit_C = (codes_C - ord("0") < 10) | (codes_C - ord("０") < 10)
+        numbered_M[np.searchsorted(self.body.start_I, np.flatnonzero(digit_C), "right") - 1] = True
+        return numbered_M
 
     def _joined(self, kept_K: Places, unbroken: set[int]) -> tuple[Places, context.Layout]:
         """Kept paragraphs, those that go on in the next as one: where among them each begins, and their layout."""

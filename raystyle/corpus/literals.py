@@ -3,8 +3,8 @@
 An automaton goes from character to character; this asks all of them at once whether a literal may begin there, which
 takes a fraction of the time where most text holds none. Each literal is in one of BUCKETS, as in Hyperscan's FDR (Wang
 et al., NSDI 2019): a place is looked at if its character begins, and the next one continues, some literals of the same
-bucket. From the few places that are left the literals' trie is walked, for all places together, a character at a time:
-what is found is exact.
+bucket, and then if those two characters begin one literal. From the few places that are left the literals' trie is walked,
+for all places together, a character at a time: what is found is exact.
 
 C characters; P places; H hits; E edges of the trie; S its states.
 """
@@ -23,6 +23,8 @@ _PLANE = 0x10000
 # Places asked at once: what is known of them stays in the cache.
 _BLOCK = 1 << 15
 _CODE_BITS = 21
+# Pairs of characters are hashed into a table of so many flags, some fifty for each of the default pack's.
+_PAIR_BITS = 20
 
 
 class Hits(NamedTuple):
@@ -63,24 +65,46 @@ class Finder:
         self._next_E = np.array([edges[edge] for edge in sorted(edges)], np.int64)
         self._literal_S = np.full(len(states), -1)
         self._literal_S[[states[literal] for literal in literals]] = np.arange(len(literals))
+        # By the first character; the last one of the plane stands for many, whose state is looked up.
+        self._begun = np.full(_PLANE, -1)
+        begun = [edge for edge in edges if edge < _PLANE - 1]
+        self._begun[begun] = [edges[edge] for edge in begun]
+        self._pairs = np.zeros(1 << _PAIR_BITS, bool)
+        for literal in literals:
+            if len(literal) > 1:
+                self._pairs[_pairs(*(np.array([ord(character)], np.uint32) for character in literal[:2]))] = True
 
     def find(self, codes_C: Codes) -> Hits:
         """All hits, also those that overlap. Nothing is found in the last character, which should be a line feed."""
         place_P = self._places(codes_C)
-        start_P, state_P = place_P, np.zeros_like(place_P)
-        found = [Hits(place_P[:0], place_P[:0], place_P[:0])]
+        code_P = codes_C[place_P]
+        state_P = self._begun.take(code_P, mode="clip")
+        beyond_P = code_P >= _PLANE - 1
+        state_P[beyond_P] = self._next(np.zeros_like(state_P[beyond_P]), code_P[beyond_P])
+        found = [self._ends(place_P, place_P + 1, state_P)]
+        goes_on_P = self._pairs[_pairs(code_P, codes_C[place_P + 1])] & (state_P >= 0)
+        start_P, state_P = place_P[goes_on_P], state_P[goes_on_P]
+        place_P = start_P + 1
         while len(place_P):
-            step_P = state_P << _CODE_BITS | codes_C[place_P]
-            edge_P = np.minimum(np.searchsorted(self._edge_E, step_P), len(self._edge_E) - 1)
-            goes_on_P = self._edge_E[edge_P] == step_P
-            state_P = self._next_E[edge_P[goes_on_P]]
-            start_P, place_P = start_P[goes_on_P], place_P[goes_on_P] + 1
-            literal_P = self._literal_S[state_P]
-            ends_P = literal_P >= 0
-            found.append(Hits(start_P[ends_P], place_P[ends_P], literal_P[ends_P]))
+            state_P = self._next(state_P, codes_C[place_P])
+            goes_on_P = state_P >= 0
+            start_P, place_P, state_P = start_P[goes_on_P], place_P[goes_on_P] + 1, state_P[goes_on_P]
+            found.append(self._ends(start_P, place_P, state_P))
             inside_P = place_P < len(codes_C)
             start_P, place_P, state_P = start_P[inside_P], place_P[inside_P], state_P[inside_P]
         return Hits(*map(np.concatenate, zip(*found, strict=True)))
+
+    def _next(self, state_P: NDArray[np.int64], code_P: Codes) -> NDArray[np.int64]:
+        """The states behind a character each; -1 where the trie does not go on."""
+        step_P = state_P << _CODE_BITS | code_P
+        edge_P = np.minimum(np.searchsorted(self._edge_E, step_P), len(self._edge_E) - 1)
+        return np.where(self._edge_E[edge_P] == step_P, self._next_E[edge_P], -1)
+
+    def _ends(self, start_P: NDArray[np.int64], end_P: NDArray[np.int64], state_P: NDArray[np.int64]) -> Hits:
+        """The literals that end in these states; -1 is none."""
+        literal_P = self._literal_S[state_P]
+        ends_P = (literal_P >= 0) & (state_P >= 0)
+        return Hits(start_P[ends_P], end_P[ends_P], literal_P[ends_P])
 
     def _places(self, codes_C: Codes) -> NDArray[np.int64]:
         """Where a literal may begin."""
@@ -90,3 +114,8 @@ class Finder:
             buckets = self._begins.take(block[:-1], mode="clip") & self._continues.take(block[1:], mode="clip")
             places.append(np.flatnonzero(buckets) + start)
         return np.concatenate(places)
+
+
+def _pairs(first_P: Codes, second_P: Codes) -> NDArray[np.uint32]:
+    """Pairs of characters as numbers of _PAIR_BITS, by multiplicative hashing (Knuth, volume 3, section 6.4)."""
+    return ((first_P * np.uint32(0x9E3779B1)) ^ (second_P * np.uint32(0x85EBCA6B))) >> np.uint32(32 - _PAIR_BITS)

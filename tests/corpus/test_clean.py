@@ -500,6 +500,17 @@ def test_numbers_alone_can_be_left_alone() -> None:
     assert clean(text, load_rules("zh_web_novel", disable=["lone_number"]))[0].text == text
 
 
+def test_what_turns_out_to_be_half_a_sentence_counts_as_no_heading() -> None:
+    prose = [f"他走了{n}步，没有回头，雨还下着。" for n in range(60)]
+    torn = ["雨下了三天三夜，河里的水涨到了桥面上，", "1", "二、渡河"]
+    lines = ["一、归途", *prose, *torn, *prose, "二、渡河", *prose]
+    once, removed = clean("\n".join(lines), RULES)
+    headings = [row["line_no"] for row in rows(removed) if row["rule"] == "numbered_heading"]
+    assert headings == [1, len(lines) - len(prose)]
+    assert "桥面上，二、渡河" in once.text
+    assert clean(once.text, RULES)[0].text == once.text
+
+
 def test_few_headings_far_apart_and_titles_behind_a_sign() -> None:
     page = "\n".join(["　　他坐在黑地里听雨，心里想着明天的路，不知道从哪里走起才好。"] * 60)
     for titles in (["一、渡河", "二、归途"], ["一　误投的信", "二　布店", "三　旧宅"], ["○海市", "○书贾", "○诗谶"]):
