@@ -41,12 +41,13 @@ def seconds_a_task() -> float:
     """What the driver spends on one task of Ray Data that does nothing, two at a time."""
     import ray
 
-    from raystyle.corpus import prepare
+    from raystyle.corpus import tasks
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    prepare._map(_nothing, [(i,) for i in range(50)], [1] * 50, "warming up")
+    size = tasks.MAX_BLOCK_BYTES  # so each job is a task of its own
+    tasks.each(_nothing, [(i,) for i in range(50)], [size] * 50, "warming up")
     begun = time.process_time()
-    prepare._map(_nothing, [(i,) for i in range(TASKS)], [1] * TASKS, "nothing")
+    tasks.each(_nothing, [(i,) for i in range(TASKS)], [size] * TASKS, "nothing")
     spent = time.process_time() - begun
     ray.shutdown()
     return spent / TASKS

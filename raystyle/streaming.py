@@ -12,7 +12,7 @@ from typing import Any
 
 from raystyle import storage
 from raystyle.config import PrepareConfig, TrainConfig
-from raystyle.corpus import prepare, shards, stages, stream
+from raystyle.corpus import prepare, shards, stages, stream, tasks
 from raystyle.corpus.manifest import CODE_VERSION
 from raystyle.corpus.rules import load_rules
 from raystyle.corpus.sources import Rejection, list_sources, plan_units
@@ -101,7 +101,7 @@ def _dataset(
     cursor = stream.Cursor(*checkpoints.read_cursor(checkpoint))
 
     def make(batch: Any) -> Iterator[Any]:
-        prepare.use_one_core()
+        tasks.use_one_core()
         shard = cursor.shard + batch["id"][0].as_py()
         skipped = cursor.row if shard == cursor.shard else 0
         yield stream.SCHEMA.empty_table()  # Ray Data takes no function that gives nothing

@@ -16,7 +16,7 @@ JOINING = {"cli", "pipeline", "evaluation", "streaming", "demo", "__main__"}
 RAY_FILES = {f"training/{name}.py" for name in ("fit", "loop", "sweep", "validation")} | {
     "cli.py",
     "streaming.py",
-    "corpus/prepare.py",
+    "corpus/tasks.py",
     "doctor/cluster.py",
     "serving/app.py",
     "serving/lifetime.py",

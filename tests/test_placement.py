@@ -5,7 +5,7 @@ import ray
 
 from raystyle import cli
 from raystyle.config import PrepareConfig, TrainConfig
-from raystyle.corpus import prepare
+from raystyle.corpus import tasks
 from raystyle.errors import ConfigError
 from raystyle.flags import parse
 from raystyle.training import fit
@@ -100,11 +100,11 @@ def test_a_stream_has_a_core_left_to_make_rows_on(nodes):
 def test_cleaning_is_placed_by_label_and_no_further(nodes, capsys):
     nodes((HERE, 4, 0, {"pool": "cpu"}))
     options = ray.data.DataContext.get_current().execution_options
-    with prepare._placed({"pool": "cpu"}):
+    with tasks.placed({"pool": "cpu"}):
         assert options.label_selector == {"pool": "cpu"}
     assert options.label_selector is None
     assert capsys.readouterr().err == ""
-    with prepare._placed({"pool": "none"}):
+    with tasks.placed({"pool": "none"}):
         assert "no node is labelled" in capsys.readouterr().err
 
 

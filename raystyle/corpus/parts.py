@@ -73,6 +73,8 @@ REMOVED = pa.schema(
 REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 # Few enough that reading one row costs little, many enough to compress.
 ROWS_PER_GROUP = 64
+# Columns whose values come again and again; to look for such among others takes as long as to compress them.
+REPEATED = ("source", "place", "group", "action", "rule", "replacement", "reason", "kept_doc_id")
 
 
 def rows_schema(max_seq_length: int) -> pa.Schema:
@@ -137,7 +139,12 @@ def signatures(found: Signatures, rows_U: NDArray[np.int64], chapters_U: NDArray
 @contextmanager
 def writer(uri: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """Write a part table by table; it appears whole when the block ends well, or not at all."""
-    with storage.open_output(uri) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as file:
+    repeated = [name for name in schema.names if name in REPEATED]
+    with (
+        storage.open_output(uri) as stream,
+        # Nobody filters by the first and the last of some texts.
+        pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=repeated, write_statistics=False) as file,
+    ):
         yield lambda content: file.write_table(content) if len(content) else None
 
 

@@ -2,36 +2,26 @@
 
     list inputs -> clean groups of them -> find duplicates -> choose held-out documents -> collect and pack -> publish
 
-Ray must be initialised. The job owns its unit of work, for Ray Data's own checkpoints lose rows where one input gives many
+Ray must be initialised; each step's tasks run on it by `tasks`. The job owns its unit of work, for Ray Data's own checkpoints lose rows where one input gives many
 outputs, and its writers append under random names: here each task writes parts under names that follow from the plan,
 and a marker last. Everything stays below `_work/` until all of it is there; an interrupted run continues from its
 markers. Nothing that decides the result looks at the number of cores, so neither does the digest.
 """
 
-import logging
-import os
-import pickle
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-import ray
-
 from raystyle import __version__, storage
 from raystyle.config import PrepareConfig, labels
-from raystyle.corpus import collect, duplicates, outcome, parts, shards, stages
+from raystyle.corpus import collect, duplicates, outcome, parts, shards, stages, tasks
 from raystyle.corpus.manifest import CODE_VERSION, Manifest, find_finished, identity
 from raystyle.corpus.quality import Limits
 from raystyle.corpus.report import write_report
 from raystyle.corpus.rules import Rules, load_rules
 from raystyle.corpus.sources import Rejection, Source, list_sources, plan_units
-from raystyle.errors import DataError, RaystyleError
-from raystyle.progress import bar
+from raystyle.errors import DataError
 from raystyle.tokens import backend_json, load_tokenizer, prefix_and_end, tokenizer_digest
 
 # Most parts are moved in less time than a task takes to start.
@@ -60,7 +50,7 @@ def prepare(config: PrepareConfig, exclude: str | None = None) -> Manifest:
         return replace(done, unchanged=True)
     begun = storage.join(output, "_work")
     try:
-        with storage.locked(storage.join(begun, "lock")), _placed(labels(config.prepare_on)):
+        with storage.locked(storage.join(begun, "lock")), tasks.placed(labels(config.prepare_on)):
             # Whoever held the lock may have done it all meanwhile.
             if done := find_finished(output, wanted, sources):
                 made = replace(done, unchanged=True)
@@ -90,7 +80,7 @@ def _make(
     if config.limit:  # of a big source the first part alone
         units = [unit for unit in units if not unit.start]
     groups = shards.group_units(units)
-    cleaned = _map(
+    cleaned = tasks.each(
         partial(stages.clean_shard, work=work, rules=rules, settings=settings),
         list(enumerate(groups)),
         [sum(map(shards.unit_bytes, group)) for group in groups],
@@ -121,7 +111,7 @@ def _make(
         "heldout": shards.pack_ranges([entry for entry in staying if entry.doc_id in heldout], size),
     }
     jobs = [(kind, index, shard) for kind, parts_of_kind in ranges.items() for index, shard in enumerate(parts_of_kind)]
-    collected = _map(
+    collected = tasks.each(
         partial(collect.collect_shard, cuts=cuts, work=work, vocabulary=vocabulary, settings=settings, corpus=corpus),
         jobs,
         [sum(entry.num_bytes for entry in shard) for _, _, shard in jobs],
@@ -189,90 +179,6 @@ def load_vocabulary(config: PrepareConfig) -> tuple[collect.Vocabulary | None, d
     return vocabulary, entry
 
 
-def _map(
-    function: Callable[..., dict[str, Any]], jobs: list[Any], sizes: list[int], title: str, unit: str = "B",
-    threads: bool = False,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Call a function with each job's arguments through Ray Data, one task each; results in the jobs' order.
-
-    `threads` lets the tokenizer use all cores: right where there is one task.
-    """
-    if not jobs:
-        return []
-
-    def run(row: dict[str, Any]) -> dict[str, Any]:
-        use_one_core(threads)
-        result: dict[str, Any] | RaystyleError
-        try:
-            result = function(*pickle.loads(row["job"]))
-        except RaystyleError as error:
-            # Ray would wrap it, log it twice, and lose what it was.
-            result = error
-        return {"index": row["index"], "result": pickle.dumps(result)}
-
-    results: dict[int, dict[str, Any]] = {}
-    items = [{"index": index, "job": pickle.dumps(job)} for index, job in enumerate(jobs)]
-    with _quiet_ray_data(), bar(sum(sizes), title, unit) as progress:
-        dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        for row in dataset.map(run, num_cpus=1).iter_rows():
-            result = pickle.loads(row["result"])
-            if isinstance(result, RaystyleError):
-                raise result
-            results[row["index"]] = result
-            progress.update(sizes[row["index"]])
-    return [results[index] for index in range(len(jobs))]
-
-
-def use_one_core(threads: bool = False) -> None:
-    """In a task's process: one process per core, and more threads would only get in each other's way."""
-    os.environ["TOKENIZERS_PARALLELISM"] = str(threads).lower()
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    pa.set_cpu_count(1)
-
-
-def _once(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Call a function on some worker, which has more memory to spare than the driver."""
-
-    def run() -> dict[str, Any] | RaystyleError:
-        try:
-            return function()
-        except RaystyleError as error:
-            return error
-
-    selector = ray.data.DataContext.get_current().execution_options.label_selector or {}
-    result = ray.get(ray.remote(num_cpus=1, label_selector=selector)(run).remote())
-    if isinstance(result, RaystyleError):
-        raise result
-    return result
-
-
-@contextmanager
-def _placed(selector: dict[str, str]) -> Iterator[None]:
-    """Tasks of the block run on nodes with these labels; on any, where there are none."""
-    if not any(selector.items() <= node["Labels"].items() for node in ray.nodes() if node["Alive"]):
-        print(f"no node is labelled {selector} yet; waiting for one", file=sys.stderr, flush=True)
-    options = ray.data.DataContext.get_current().execution_options
-    before, options.label_selector = options.label_selector, selector or None
-    try:
-        yield
-    finally:
-        options.label_selector = before
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """Ray Data without its own bars and logs; ours says what the user wants to know. As it was, afterwards."""
-    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    before = context.enable_progress_bars, context.print_on_execution_start, logger.level
-    context.enable_progress_bars = context.print_on_execution_start = False
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.print_on_execution_start = before[:2]
-        logger.setLevel(before[2])
-
-
 def _entries(work: str, num_groups: int) -> list[shards.Entry]:
     """Every document, in the order of sources and of places in them."""
     entries = []
@@ -307,11 +213,11 @@ def _find_duplicates(
     ]
     if settings.signed == "near":
         task = partial(duplicates.find_meetings, num_shards=num_groups, work=work, corpus=corpus)
-        _map(task, bands, [1] * len(bands), "looking for duplicates", "band")
+        tasks.each(task, bands, [1] * len(bands), "looking for duplicates", "band")
     choose = partial(
         duplicates.choose_duplicates, num_groups, has_chapters, work=work, settings=settings, corpus=corpus
     )
-    found = _once(choose)
+    found = tasks.once(choose)
     doc_ids = {(entry.shard, entry.row): entry.doc_id for entry in entries}
     gone = [
         collect.Gone(**choice, kept_doc_id=doc_ids[choice["kept_shard"], choice["kept_row"]])
@@ -321,7 +227,9 @@ def _find_duplicates(
     for one in gone:
         by_shard.setdefault(one.shard, []).append(one)
     jobs = sorted(by_shard.items())
-    _map(partial(collect.collect_duplicates, work=work), jobs, [len(mine) for _, mine in jobs], "setting aside", "text")
+    tasks.each(
+        partial(collect.collect_duplicates, work=work), jobs, [len(mine) for _, mine in jobs], "setting aside", "text"
+    )
     return gone, [((a, b), (c, d)) for (a, b), (c, d) in found["related"]]
 
 
@@ -338,7 +246,7 @@ def _cuts(
     count = partial(
         duplicates.shared_lines, num_shards=num_groups, work=work, gone=whole, documents=documents, corpus=corpus
     )
-    shared = _once(count)
+    shared = tasks.once(count)
     return collect.Cuts(chapters, frozenset(line for line, _ in shared["lines"]))
 
 
@@ -368,7 +276,7 @@ def _publish(
     outcome.remove_stale(output, {target for _, target, _ in moves} | {f"rejected/{parts.part_name(0)}"})
     places = [(storage.join(work, source), storage.join(output, target), first) for source, target, first in moves]
     batches = [places[start : start + PARTS_PER_TASK] for start in range(0, len(places), PARTS_PER_TASK)]
-    done = _map(collect.publish, batches, [len(batch) for batch in batches], "publishing", "part")
+    done = tasks.each(collect.publish, batches, [len(batch) for batch in batches], "publishing", "part")
     hashes = [sha256 for result in done for sha256 in result["sha256"]]
     return [
         {"path": f"rows/{parts.part_name(index)}", "rows": marker["rows"], "tokens": marker["tokens"], "sha256": sha256}

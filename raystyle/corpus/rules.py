@@ -37,7 +37,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any, Literal, NamedTuple, cast
 
@@ -83,11 +83,13 @@ class Expression:
     def compiled(self) -> re.Pattern[str]:
         return re.compile(self.pattern)
 
-    def search(self, text: str) -> re.Match[str] | None:
-        return self.compiled.search(text)
+    @functools.cached_property
+    def search(self) -> Callable[[str], re.Match[str] | None]:
+        return self.compiled.search
 
-    def finditer(self, text: str) -> Iterator[re.Match[str]]:
-        return self.compiled.finditer(text)
+    @functools.cached_property
+    def finditer(self) -> Callable[[str], Iterator[re.Match[str]]]:
+        return self.compiled.finditer
 
     def __reduce__(self) -> Any:
         return Expression, (self.pattern,)

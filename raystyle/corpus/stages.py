@@ -245,7 +245,8 @@ class _Shard:
                 continue
             hits = removed.filter(pc.equal(removed["rule"], name))
             step = max(1, len(hits) // wanted)
-            for hit in hits.take(pa.array(range(0, len(hits), step)))[:wanted].to_pylist():
+            for chosen in range(0, len(hits), step)[:wanted]:
+                (hit,) = hits.slice(chosen, 1).to_pylist()
                 number = hit["text_no"]
                 if number not in lines:
                     lines = {number: waiting[number][2].text.split("\n")}  # those of one text at a time

@@ -16,7 +16,7 @@ import pytest
 
 from raystyle import storage
 from raystyle.config import PrepareConfig
-from raystyle.corpus import collect, shards, stages
+from raystyle.corpus import collect, shards, stages, tasks
 from raystyle.corpus import prepare as job
 from raystyle.errors import StorageError
 
@@ -93,8 +93,8 @@ def test_how_the_work_is_cut_up_does_not_matter(
 ) -> None:
     """Groups and batches; of what decides the result only the shards that rows are packed in are part of the plan."""
     before = json.loads((corpus.parent / "undisturbed/manifest.json").read_text("utf-8"))
-    monkeypatch.setattr(job, "_map", in_process)
-    monkeypatch.setattr(job, "_once", lambda function: function())
+    monkeypatch.setattr(tasks, "each", in_process)
+    monkeypatch.setattr(tasks, "once", lambda function: function())
     monkeypatch.setattr(shards, "MIN_GROUP_BYTES", 1)
     monkeypatch.setattr(stages, "BATCH_CHARS", 1000)
     monkeypatch.setattr(collect, "BATCH_BYTES", 5000)
@@ -150,8 +150,8 @@ def test_text_that_changed_before_the_run_went_on_is_read_anew(
     tmp_path: Path, tokenizer_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing that was decided about the old text may come to bear on the new."""
-    monkeypatch.setattr(job, "_map", in_process)
-    monkeypatch.setattr(job, "_once", lambda function: function())
+    monkeypatch.setattr(tasks, "each", in_process)
+    monkeypatch.setattr(tasks, "once", lambda function: function())
     folder = tmp_path / "in"
     folder.mkdir()
     one, other, third = (fuzz.prose(random.Random(seed), 3000) for seed in (1, 2, 3))
@@ -174,8 +174,8 @@ def test_text_that_changed_before_the_run_went_on_is_read_anew(
 def test_what_a_killed_run_wrote_half_does_not_stay(
     tmp_path: Path, tokenizer_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "_map", in_process)
-    monkeypatch.setattr(job, "_once", lambda function: function())
+    monkeypatch.setattr(tasks, "each", in_process)
+    monkeypatch.setattr(tasks, "once", lambda function: function())
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for seed in range(3):
