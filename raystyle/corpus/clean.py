@@ -662,9 +662,11 @@ class _Batch:
                 self.joined_L[self._last_line(m)] = self.codes[HARD_WRAP]
 
     def _is_clean(self, before: int, after: int) -> bool:
-        """Whether no rule would touch two halves put together: then they had better stay apart."""
+        """Whether no rule would touch two halves put together, nor take them for a heading: else they had better stay apart."""
         whole = self.text(before) + self.text(after)
-        return not any(rule.spans(whole) for rule in plain(self.rules.of(whole)))
+        if headings.weak_candidate(before, whole):
+            return False
+        return not any(rule.spans(whole) for rule in self.rules.of(whole) if not rule.at_start and not rule.outnumbers)
 
     def _last_line(self, m: int) -> int:
         """The last line of a paragraph that is not blank."""

@@ -23,7 +23,7 @@ _PLANE = 0x10000
 # Places asked at once: what is known of them stays in the cache.
 _BLOCK = 1 << 15
 _CODE_BITS = 21
-# Pairs of characters are hashed into a table of so many flags, some fifty for each of the default pack's.
+# Pairs of characters are hashed into a table of so many flags, a hundred for each of the default pack's.
 _PAIR_BITS = 20
 
 

@@ -1,8 +1,8 @@
 """How a step's tasks run: through Ray Data, on the nodes that were asked for. The corpus imports ray here alone.
 
-A task is a function of one job's arguments; what it gives back is small, for what it makes stands in storage. Ray Data
-needs a tenth of a second between one task of its own and the next, so each of those does several jobs, one after another,
-and fewer towards the end.
+A job is a function's arguments; what that gives back is small, for what it makes stands in storage. From one task of Ray
+Data to the next a core has nothing to do for a tenth of a second and more, so each task does several jobs, one after
+another, and fewer towards the end.
 """
 
 import logging
@@ -19,7 +19,7 @@ import ray
 from raystyle.errors import RaystyleError
 from raystyle.progress import bar
 
-# Four groups of files, or five shards of rows: some seconds' work, after which the bar moves on.
+# Four groups of files, or five shards of rows: five to thirty seconds' work, after which the bar moves on.
 MAX_BLOCK_BYTES = 64 << 20
 
 
@@ -29,29 +29,31 @@ def each(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Call a function with each job's arguments; results in the jobs' order. `sizes` are what the bar counts, in `unit`s.
 
-    `threads` lets the tokenizer use all cores: right where there is one job.
+    A `RaystyleError` of one job is raised here; of the jobs that were to follow it in its task none is begun. `threads` lets the tokenizer use all cores: right where there is one job.
     """
     if not jobs:
         return []
 
-    def run(row: dict[str, Any]) -> dict[str, Any]:
+    def run(block: pa.Table) -> pa.Table:
         use_one_core(threads)
-        result: dict[str, Any] | RaystyleError
-        try:
-            result = function(*pickle.loads(row["job"]))
-        except RaystyleError as error:
-            # Ray would wrap it, log it twice, and lose what it was.
-            result = error
-        return {"index": row["index"], "result": pickle.dumps(result)}
+        results: list[dict[str, Any] | RaystyleError] = []
+        for job in block["job"].to_pylist():
+            try:
+                results.append(function(*pickle.loads(job)))
+            except RaystyleError as error:
+                # Ray would wrap it, log it twice, and lose what it was.
+                results.append(error)
+                break
+        return pa.table({"index": block["index"][: len(results)], "result": list(map(pickle.dumps, results))})
 
     results: dict[int, dict[str, Any]] = {}
-    cores = int(ray.cluster_resources().get("CPU", 1))
     tables = [
         pa.table({"index": list(block), "job": [pickle.dumps(jobs[index]) for index in block]})
-        for block in blocks(sizes, cores)
+        for block in blocks(sizes, _cores())
     ]
     with _quiet_ray_data(), bar(sum(sizes), title, unit) as progress:
-        for row in ray.data.from_arrow(tables).map(run, num_cpus=1).iter_rows():
+        done = ray.data.from_arrow(tables).map_batches(run, batch_size=None, batch_format="pyarrow", num_cpus=1)
+        for row in done.iter_rows():
             result = pickle.loads(row["result"])
             if isinstance(result, RaystyleError):
                 raise result
@@ -60,13 +62,20 @@ def each(
     return [results[index] for index in range(len(jobs))]
 
 
+def _cores() -> int:
+    """How many cores there are now for tasks; 0 where all have yet to come."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and _selector().items() <= node["Labels"].items()]
+    return int(sum(node["Resources"].get("CPU", 0) for node in nodes))
+
+
 def blocks(sizes: Sequence[int], cores: int) -> list[range]:
     """Jobs, in their order, as runs of them: each is half of what a core's share of the rest would be, so that all cores end
-    together (guided self-scheduling; Polychronopoulos and Kuck, IEEE Transactions on Computers 36, 1987)."""
+    together (guided self-scheduling; Polychronopoulos and Kuck, IEEE Transactions on Computers 36, 1987). With no cores yet,
+    each job by itself, for there may be many."""
     found: list[range] = []
     start, left = 0, sum(sizes)
     while start < len(sizes):
-        wanted = min(MAX_BLOCK_BYTES, left // (2 * max(1, cores)))
+        wanted = min(MAX_BLOCK_BYTES, left // (2 * cores)) if cores else 0
         end, size = start + 1, sizes[start]
         while end < len(sizes) and size + sizes[end] <= wanted:
             size += sizes[end]
@@ -92,11 +101,15 @@ def once(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         except RaystyleError as error:
             return error
 
-    selector = ray.data.DataContext.get_current().execution_options.label_selector or {}
-    result = ray.get(ray.remote(num_cpus=1, label_selector=selector)(run).remote())
+    result = ray.get(ray.remote(num_cpus=1, label_selector=_selector())(run).remote())
     if isinstance(result, RaystyleError):
         raise result
     return result
+
+
+def _selector() -> dict[str, str]:
+    """The labels that nodes must have for tasks to run on them."""
+    return ray.data.DataContext.get_current().execution_options.label_selector or {}
 
 
 @contextmanager

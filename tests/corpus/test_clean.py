@@ -511,6 +511,12 @@ def test_what_turns_out_to_be_half_a_sentence_counts_as_no_heading() -> None:
     assert clean(once.text, RULES)[0].text == once.text
 
 
+def test_halves_that_together_look_like_a_heading_are_not_joined() -> None:
+    prose = [f"他走了{n}步，没有回头，雨还下着。" for n in range(120)]
+    once = cleaned_text("\n".join(["一、归途", *prose, "二、", "8", "渡河", *prose]))
+    assert "二、\n渡河" in once and cleaned_text(once) == once
+
+
 def test_few_headings_far_apart_and_titles_behind_a_sign() -> None:
     page = "\n".join(["　　他坐在黑地里听雨，心里想着明天的路，不知道从哪里走起才好。"] * 60)
     for titles in (["一、渡河", "二、归途"], ["一　误投的信", "二　布店", "三　旧宅"], ["○海市", "○书贾", "○诗谶"]):
