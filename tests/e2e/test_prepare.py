@@ -417,19 +417,18 @@ def test_manifest_is_the_last_word(corpus: Path, tmp_path: Path) -> None:
     assert stages.key_of({"a": 1}) == stages.key_of({"a": 1})
 
 
-def job_that_fails(number: int, folder: str, failing: int) -> dict[str, Any]:
-    Path(folder, str(number)).touch()
-    if number == failing:
-        raise DataError(f"job {number} failed")
-    return {"number": number}
-
-
 def test_jobs_of_one_task_keep_their_order_and_stop_at_the_first_error(tmp_path, monkeypatch):
+    def work(number: int, folder: str, failing: int) -> dict[str, Any]:
+        Path(folder, str(number)).touch()
+        if number == failing:
+            raise DataError(f"job {number} failed")
+        return {"number": number}
+
     monkeypatch.setattr(tasks, "blocks", lambda sizes, _: [range(4), range(4, len(sizes))][: 1 + (len(sizes) > 4)])
     jobs = [(number, str(tmp_path), -1) for number in range(8)]
-    assert tasks.each(job_that_fails, jobs, [1] * 8, "trying") == [{"number": number} for number in range(8)]
+    assert tasks.each(work, jobs, [1] * 8, "trying") == [{"number": number} for number in range(8)]
     for path in tmp_path.iterdir():
         path.unlink()
     with pytest.raises(DataError, match="job 1 failed"):
-        tasks.each(job_that_fails, [(number, str(tmp_path), 1) for number in range(4)], [1] * 4, "trying")
+        tasks.each(work, [(number, str(tmp_path), 1) for number in range(4)], [1] * 4, "trying")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
