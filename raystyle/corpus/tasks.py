@@ -21,6 +21,8 @@ from raystyle.progress import bar
 
 # Four groups of files, or five shards of rows: five to thirty seconds' work, after which the bar moves on.
 MAX_BLOCK_BYTES = 64 << 20
+# And of jobs that are counted otherwise, or are small, so many: the bar is to move.
+MAX_BLOCK_JOBS = 8
 
 
 def each(
@@ -29,7 +31,8 @@ def each(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Call a function with each job's arguments; results in the jobs' order. `sizes` are what the bar counts, in `unit`s.
 
-    A `RaystyleError` of one job is raised here; of the jobs that were to follow it in its task none is begun. `threads` lets the tokenizer use all cores: right where there is one job.
+    A `RaystyleError` of one job is raised here; of the jobs that were to follow it in its task none is begun. `threads` lets
+    the tokenizer use all cores: right where there is one job.
     """
     if not jobs:
         return []
@@ -77,7 +80,7 @@ def blocks(sizes: Sequence[int], cores: int) -> list[range]:
     while start < len(sizes):
         wanted = min(MAX_BLOCK_BYTES, left // (2 * cores)) if cores else 0
         end, size = start + 1, sizes[start]
-        while end < len(sizes) and size + sizes[end] <= wanted:
+        while end < min(len(sizes), start + MAX_BLOCK_JOBS) and size + sizes[end] <= wanted:
             size += sizes[end]
             end += 1
         found.append(range(start, end))

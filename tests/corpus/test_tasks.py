@@ -12,6 +12,7 @@ def test_blocks_hold_each_job_once_in_order_and_no_more_than_their_share(sizes, 
     assert [index for block in found for index in block] == list(range(len(sizes)))
     left = sum(sizes)
     for block in found:
+        assert len(block) <= tasks.MAX_BLOCK_JOBS
         size = sum(sizes[index] for index in block)
         assert len(block) == 1 or (cores and size <= min(tasks.MAX_BLOCK_BYTES, left / (2 * cores))) or not size
         left -= size
@@ -20,3 +21,4 @@ def test_blocks_hold_each_job_once_in_order_and_no_more_than_their_share(sizes, 
 def test_blocks_get_smaller_towards_the_end():
     assert [len(block) for block in tasks.blocks([16 << 20] * 20, 2)] == [4, 4, 3, 2, 1, 1, 1, 1, 1, 1, 1]
     assert [len(block) for block in tasks.blocks([1 << 20] * 12, 2)] == [3, 2, 1, 1, 1, 1, 1, 1, 1]
+    assert [len(block) for block in tasks.blocks([1] * 100, 2)][:3] == [tasks.MAX_BLOCK_JOBS] * 3
