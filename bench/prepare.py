@@ -6,9 +6,9 @@
 
 `clean` is raw novels to clean documents on disk; `rows` is raw novels to token ids on disk, cleaning included. Every tool
 runs as a process of its own in its own environment, start-up included, with as many workers as there are cores; what
-start-up takes is measured on a corpus of 0.1 MB. The rules are equivalent, not equal: a dozen expressions for the peers
-(`peers/rules.py`), all of the default pack for raystyle. Beside them stand raystyle's cleaning alone on one core, and the
-tokenizer alone with one process per core, which no preparation can beat.
+start-up takes is measured on a corpus of 0.1 MB. The peers have a dozen rules (`peers/rules.py`); raystyle has all of its
+default pack, and once more the peers' rules and nothing else (`peers/rules.yaml`), which leave the same text. Beside them
+stand cleaning alone on one core, and the tokenizer alone with one process per core, which no preparation can beat.
 
 Finished measurements are kept in .bench/results.json, so that a bench that was stopped goes on where it was;
 bench/results/prepare.md is written anew at the end of each. `--novels DIR` measures on real novels instead of made-up ones.
@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ import corpus  # noqa: E402
 import measure  # noqa: E402
 import rules  # noqa: E402
 import tables  # noqa: E402
+
+from raystyle.corpus.rules import STEPS  # noqa: E402
 
 STARTUP_MB = 0.1
 TWICE_UP_TO_MB = 10  # small cases run twice, and the faster run counts
@@ -68,7 +70,13 @@ TOOLS = {
     "Data-Juicer": Tool("data_juicer", {"clean": "chapters", "rows": "chapters"}),
     "Data-Juicer on Ray": Tool("data_juicer", {"clean": "chapters", "rows": "chapters"}, ("ray",)),
 }
-RAYSTYLE = {"raystyle": "none", "raystyle, near-duplicates out": "near"}
+# What raystyle is told beside its paths; without duplicates but where they are measured, for no peer looks for any.
+DOZEN = "raystyle, the peers' rules"
+RAYSTYLE = {
+    "raystyle": ("--dedup", "none"),
+    DOZEN: ("--dedup", "none", "--rules", str(PEERS / "rules.yaml"), "--disable_rules", *STEPS),
+    "raystyle, near-duplicates out": ("--dedup", "near"),
+}
 ALONE = "alone"  # raystyle's cleaning and the tokenizer, each without anything around it
 
 
@@ -120,7 +128,7 @@ def _cases(args: argparse.Namespace, size_mb: float) -> Iterator[tuple[str, str]
         for tool in args.tools:
             if tool == ALONE and size_mb == STARTUP_MB:
                 continue
-            if RAYSTYLE.get(tool) == "near" and task != "clean":
+            if "near" in RAYSTYLE.get(tool, ()) and task != "clean":
                 continue
             yield tool, task
 
@@ -163,19 +171,11 @@ def _command(tool: str, task: str, texts: corpus.Corpus, output: Path, tokenizer
         command = [sys.executable, "-m", "raystyle", "prepare", "--dataset_path", str(texts.folder / "txt")]
         command += ["--output_dir", str(output), "--num_cpus", str(cores)]
         command += ["--tokenizer_name_or_path", str(tokenizer)] if task == "rows" else []
-        return command + (["--dedup", RAYSTYLE[tool]] if _has_dedup() else [])
+        return [*command, *RAYSTYLE[tool]]
     peer = TOOLS[tool]
     source = texts.folder / peer.units[task]
     script = [str(BENCH / peer.environment / "bin" / "python"), str(PEERS / f"run_{peer.environment}.py")]
     return [*script, task, str(source), str(output), str(tokenizer), str(cores), *peer.options]
-
-
-def _has_dedup() -> bool:
-    import dataclasses
-
-    from raystyle.config import PrepareConfig
-
-    return "dedup" in {field.name for field in dataclasses.fields(PrepareConfig)}
 
 
 def _environment(work: Path) -> dict[str, str]:
@@ -216,25 +216,29 @@ def outcome(output: Path) -> dict[str, int]:
     return found
 
 
-def clean_kernel(texts: list[str]) -> None:
-    """raystyle's cleaning of texts with LF line ends, and nothing else."""
+def kernel(texts: corpus.Corpus, tokenizer: Path, cores: int) -> dict[str, Any]:
+    """Cleaning in one process on one core, from decoded text, and nothing else: raystyle's with its own rules and with the
+    peers', and the peers' rules as they use them. The faster of two runs each; the first warms up."""
     from raystyle.corpus.clean import clean_all
     from raystyle.corpus.rules import load_rules
 
-    clean_all(texts, load_rules("zh_web_novel"), to_simplified="auto")
-
-
-def kernel(texts: corpus.Corpus, tokenizer: Path, cores: int) -> dict[str, Any]:
-    """raystyle's cleaning in one process on one core, from decoded text; the faster of two runs. The first warms up."""
     read = [path.read_bytes().decode() for path in _first_files(texts, CEILING_MB)]
     lines = [text.replace("\r\n", "\n") for text in read]
-    clean_kernel(lines[:1])
-    size, seconds = sum(len(text.encode()) for text in read), []
-    for _ in range(2):
-        started_s = time.process_time()
-        clean_kernel(lines)
-        seconds.append(time.process_time() - started_s)
-    return {"size": size, "wall_s": min(seconds), "cpu_s": min(seconds)}
+    own, dozen = load_rules("zh_web_novel"), load_rules(str(PEERS / "rules.yaml"), disable=STEPS)
+
+    def fastest_s(clean: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(3):
+            started_s = time.process_time()
+            clean()
+            seconds.append(time.process_time() - started_s)
+        return min(seconds[1:])
+
+    own_s = fastest_s(lambda: clean_all(lines, own, to_simplified="auto"))
+    dozen_s = fastest_s(lambda: clean_all(lines, dozen))
+    peers_s = fastest_s(lambda: [rules.clean(text) for text in lines])
+    size = sum(len(text.encode()) for text in read)
+    return {"size": size, "wall_s": own_s, "cpu_s": own_s, "dozen_s": dozen_s, "peers_s": peers_s}
 
 
 def tokenizer_alone(texts: corpus.Corpus, tokenizer: Path, cores: int) -> dict[str, Any]:

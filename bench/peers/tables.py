@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-ALONE, OURS = "alone", "raystyle"
+ALONE, OURS, DOZEN = "alone", "raystyle", "raystyle, the peers' rules"
 MB, GB = 1e6, 1e9
 STARTUP_SHARE = 0.75
 Results = dict[tuple[float, str, str], dict[str, Any]]  # by size in MB, tool and task
@@ -21,7 +21,8 @@ UTF-8; MB/s per core are MB per CPU-second of all its processes; peak memory is 
 
 raystyle reads the novels as downloaded (.txt) with its default rules, keeps every removal on disk with its place and
 reason, and records where each row came from. The peers read the same text as JSON lines (`peers/corpus.py`; not timed) with
-a dozen equivalent rules (`peers/rules.py`) and keep the text alone. Data-Juicer counts tokens but writes no rows;
+a dozen rules (`peers/rules.py`) and keep the text alone. "The peers' rules" is raystyle with just those
+(`peers/rules.yaml`): it leaves the same text, to the character. Data-Juicer counts tokens but writes no rows;
 datatrove writes flat tokens, which are cut into rows when read; `datasets.map` drops the tail of each batch.
 """
 
@@ -56,15 +57,19 @@ def report(results: dict[str, dict[str, Any]], packages: str) -> str:
 def _ratios(found: Results, size: float, tools: list[str]) -> str:
     """How many times faster raystyle is, at the largest size."""
     rows = []
-    for tool in tools:
-        if tool.startswith(OURS):
-            continue
-        cells = []
-        for task in ("clean", "rows"):
-            ours, theirs = found.get((size, OURS, task)), found.get((size, tool, task))
-            cells += [_ratio(theirs, ours, "wall_s"), _ratio(theirs, ours, "cpu_s"), _ratio(ours, theirs, "peak_bytes")]
-        rows.append([tool, *cells])
-    head = ["raystyle against", "clean: speed", "per core", "memory", "rows: speed", "per core", "memory"]
+    for own in (OURS, DOZEN):
+        for tool in tools:
+            cells = []
+            for task in ("clean", "rows"):
+                ours, theirs = found.get((size, own, task)), found.get((size, tool, task))
+                cells += [
+                    _ratio(theirs, ours, "wall_s"),
+                    _ratio(theirs, ours, "cpu_s"),
+                    _ratio(ours, theirs, "peak_bytes"),
+                ]
+            if not tool.startswith(OURS) and any(cells):
+                rows.append([own, tool, *cells])
+    head = ["of", "against", "clean: speed", "per core", "memory", "rows: speed", "per core", "memory"]
     return (
         f"## Ratios at {size:g} MB\n\nSpeed: above 1, raystyle is faster. Memory: below 1, raystyle needs less.\n\n"
         + table(head, rows)
@@ -107,22 +112,28 @@ def _growth(found: Results, task: str, startup: float, sizes: list[float], tools
 
 
 def _alone(found: Results, sizes: list[float]) -> str:
-    """What raystyle's cleaning does on one core with nothing around it, and how near rows come to the tokenizer."""
+    """What cleaning does on one core with nothing around it, and how near rows come to the tokenizer."""
     rows = []
     for size in sizes:
         kernel, tokenizer = found.get((size, ALONE, "clean")), found.get((size, ALONE, "rows"))
-        ours, cells = _seconds(found.get((size, OURS, "rows"))), [""] * 3
+        ours, cells = _seconds(found.get((size, OURS, "rows"))), [""] * 5
         if kernel:
-            cells[0] = f"{kernel['size'] / MB / kernel['wall_s']:.1f}"
+            cells[:3] = [f"{kernel['size'] / MB / kernel[took]:.1f}" for took in ("wall_s", "dozen_s", "peers_s")]
         if tokenizer:
             ceiling = tokenizer["size"] / MB / tokenizer["wall_s"]
-            cells[1] = f"{ceiling:.2f} ({tokenizer['size'] / MB / tokenizer['cpu_s']:.2f} per core)"
+            cells[3] = f"{ceiling:.2f} ({tokenizer['size'] / MB / tokenizer['cpu_s']:.2f} per core)"
             start = _seconds(found.get((min(s for s, _, _ in found), OURS, "rows"))) or 0.0
             if ours:
                 beyond = f" ({size / (ours - start) / ceiling:.0%})" if start < STARTUP_SHARE * ours else ""
-                cells[2] = f"{size / ours / ceiling:.0%}{beyond}"
+                cells[4] = f"{size / ours / ceiling:.0%}{beyond}"
         rows.append([f"{size:g} MB", *cells])
-    head = ["", "raystyle's cleaning alone, one core, MB/s", "tokenizer alone, all cores, MB/s"]
+    head = [
+        "",
+        "raystyle's cleaning alone, one core, MB/s",
+        "with the peers' rules",
+        "the peers' rules as they use them",
+    ]
+    head += ["tokenizer alone, all cores, MB/s"]
     return (
         "## Alone\n\nThe tokenizer encodes chunks of clean text in one process per core; nothing is read, cleaned or written.\n\n"
         + table([*head, "raystyle's rows reach (less start-up)"], rows)

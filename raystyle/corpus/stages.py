@@ -243,10 +243,9 @@ class _Shard:
             wanted = SAMPLES_PER_RULE - len(self.samples.setdefault(name, []))
             if wanted <= 0:
                 continue
-            hits = removed.filter(pc.equal(removed["rule"], name))
-            step = max(1, len(hits) // wanted)
-            for chosen in range(0, len(hits), step)[:wanted]:
-                (hit,) = hits.slice(chosen, 1).to_pylist()
+            hits = np.flatnonzero(pc.equal(removed["rule"], name))
+            for chosen in hits[:: max(1, len(hits) // wanted)][:wanted].tolist():
+                (hit,) = removed.slice(chosen, 1).to_pylist()
                 number = hit["text_no"]
                 if number not in lines:
                     lines = {number: waiting[number][2].text.split("\n")}  # those of one text at a time
