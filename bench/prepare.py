@@ -35,7 +35,7 @@ import measure  # noqa: E402
 import rules  # noqa: E402
 import tables  # noqa: E402
 
-from raystyle.corpus.rules import STEPS  # noqa: E402
+from raystyle.corpus.steps import SWITCHABLE  # noqa: E402
 
 STARTUP_MB = 0.1
 TWICE_UP_TO_MB = 10  # small cases run twice, and the faster run counts
@@ -74,7 +74,7 @@ TOOLS = {
 DOZEN = "raystyle, the peers' rules"
 RAYSTYLE = {
     "raystyle": ("--dedup", "none"),
-    DOZEN: ("--dedup", "none", "--rules", str(PEERS / "rules.yaml"), "--disable_rules", *STEPS),
+    DOZEN: ("--dedup", "none", "--rules", str(PEERS / "rules.yaml"), "--disable_rules", *SWITCHABLE),
     "raystyle, near-duplicates out": ("--dedup", "near"),
 }
 ALONE = "alone"  # raystyle's cleaning and the tokenizer, each without anything around it
@@ -224,7 +224,7 @@ def kernel(texts: corpus.Corpus, tokenizer: Path, cores: int) -> dict[str, Any]:
 
     read = [path.read_bytes().decode() for path in _first_files(texts, CEILING_MB)]
     lines = [text.replace("\r\n", "\n") for text in read]
-    own, dozen = load_rules("zh_web_novel"), load_rules(str(PEERS / "rules.yaml"), disable=STEPS)
+    own, dozen = load_rules("zh_web_novel"), load_rules(str(PEERS / "rules.yaml"), disable=SWITCHABLE)
 
     def fastest_s(clean: Callable[[], object]) -> float:
         seconds = []

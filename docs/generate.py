@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from raystyle import config, flags, training_arguments
-from raystyle.corpus.report import EXPLAINED, REASONS
+from raystyle.corpus.report import REASONS
 from raystyle.corpus.rules import Rule, load_rules, pack_names, switched_off
+from raystyle.corpus.steps import BUILT_IN
 from raystyle.training import plan
 
 REFERENCE = Path(__file__).parent / "reference.md"
@@ -63,7 +64,7 @@ def reference() -> str:
         "## Built-in steps\n\nWhat `removed/` names beside rules: what happens to every line, and what only its neighbours or "
         "the whole corpus can tell.\n"
     )
-    steps = [(f"`{name}`", action, why) for name, (action, why) in EXPLAINED.items()]
+    steps = [(f"`{name}`", action, why) for name, (action, why) in BUILT_IN.items()]
     parts.append(_table(("step", "action", "what it is about"), steps))
     return "\n".join([*parts, *_packs()])
 

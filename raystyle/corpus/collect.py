@@ -14,9 +14,9 @@ from raystyle import storage
 from raystyle.corpus import pack, parts
 from raystyle.corpus.shards import Entry
 from raystyle.corpus.stages import Settings, finished, key_of
+from raystyle.corpus.steps import SHARED_LINE
 from raystyle.tokens import stream
 
-SHARED_LINE = "line_of_many_works"
 # Documents are collected so many bytes at a time.
 BATCH_BYTES = 16 << 20
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from raystyle import storage
 from raystyle.corpus import dedup, parts
 from raystyle.corpus.stages import Settings, finished, key_of
+from raystyle.corpus.steps import MIN_SHARING, MIN_SHARING_SHARE
 
 # Bands that one task looks at: each is a column of 8 bytes for every unit of the corpus.
 BANDS_PER_TASK = 4
@@ -28,8 +29,6 @@ CHOICES = pa.schema(
         ("kept_shard", pa.int64()), ("kept_row", pa.int64()), ("kept_chapter", pa.int64()), ("similarity", pa.float64()),
     ]
 )  # fmt: skip
-# A line that so many works share, and such a share of them, is boilerplate if it looks like no story.
-MIN_SHARING, MIN_SHARING_SHARE = 5, 0.3
 # What of a chapter is its own would go with it; a work is known by more than one passage that it shares.
 CHAPTER_THRESHOLD = 0.8
 

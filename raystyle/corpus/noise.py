@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from raystyle.corpus.lines import Counts, Flags, Pieces
 
-NOISE_LINE = "noise_line"
 HASH_BITS = 18
 NUM_BUCKETS = 1 << HASH_BITS
 GRAMS = (1, 2, 3)

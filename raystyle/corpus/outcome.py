@@ -10,6 +10,7 @@ from raystyle import storage
 from raystyle.corpus import collect, parts, stages
 from raystyle.corpus.report import Duplicate
 from raystyle.corpus.sources import Rejection
+from raystyle.corpus.steps import SHARED_LINE
 
 FOLDERS = ("documents", "heldout", "removed", "duplicates", "rejected", "rows")
 # Of duplicates the report shows so many.
@@ -80,7 +81,7 @@ def counts(
     hits: Counter[str] = Counter()
     for marker in cleaned:
         hits.update(marker["hits"])
-    hits[collect.SHARED_LINE] = sum(marker["removed"] for marker in collected)
+    hits[SHARED_LINE] = sum(marker["removed"] for marker in collected)
     packed = [marker for marker in collected[:num_trained] if marker["rows"] is not None]
     rows = sum(marker["rows"] for marker in packed) if packed else None
     tokens = sum(marker["tokens"] for marker in packed) if packed else None

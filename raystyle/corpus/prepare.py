@@ -21,6 +21,7 @@ from raystyle.corpus.quality import Limits
 from raystyle.corpus.report import write_report
 from raystyle.corpus.rules import Rules, load_rules
 from raystyle.corpus.sources import Rejection, Source, list_sources, plan_units
+from raystyle.corpus.steps import SHARED_LINE
 from raystyle.errors import DataError
 from raystyle.tokens import backend_json, load_tokenizer, prefix_and_end, tokenizer_digest
 
@@ -102,7 +103,7 @@ def _make(
     if config.document_unit == "work":
         works -= len(whole)
     cuts = _cuts(work, len(groups), gone, works, settings, corpus)
-    if collect.SHARED_LINE in rules.off:
+    if SHARED_LINE in rules.off:
         cuts = cuts._replace(lines=frozenset())
     heldout = shards.choose_heldout(staying, config.heldout_fraction, related)
     size = shards.PACK_SHARD_BYTES if config.records == "documents" else sum(entry.num_bytes for entry in entries)

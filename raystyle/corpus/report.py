@@ -11,31 +11,17 @@ from itertools import chain
 from typing import Any
 
 from raystyle import html, storage
-from raystyle.corpus.clean import BLANK_LINE, BUILT_IN
-from raystyle.corpus.collect import SHARED_LINE
-from raystyle.corpus.duplicates import MIN_SHARING, MIN_SHARING_SHARE
 from raystyle.corpus.manifest import Manifest
 from raystyle.corpus.rules import Rules
 from raystyle.corpus.sources import Rejection
-from raystyle.corpus.stages import CONTEXT_CHARS, UNDECODABLE
-from raystyle.corpus.sweep import OUTER_WHITESPACE
+from raystyle.corpus.stages import CONTEXT_CHARS
+from raystyle.corpus.steps import BUILT_IN, LAYOUT, SHARED_LINE
 
 EXAMPLES_SHOWN, EXAMPLE_CHARS = 5, 120
 SOURCES_SHOWN, MORE_SOURCES_SHOWN = 40, 400
 REJECTED_SHOWN, CLUSTERS_SHOWN, DROPPED_SHOWN, LINES_SHOWN = 20, 60, 12, 50
 # A source that loses such a share, or whose encoding is less sure, is worth a look.
 MUCH_REMOVED, UNSURE = 0.2, 0.5
-# Rules that need no example: everyone knows what a blank line looks like.
-UNSHOWN = (BLANK_LINE, OUTER_WHITESPACE)
-# What no pack of rules names.
-EXPLAINED = {
-    **BUILT_IN,
-    UNDECODABLE: ("drop_line", "A line whose bytes are text in no encoding that was tried."),
-    SHARED_LINE: (
-        "drop_line",
-        f"A line that is no speech or story and stands in {MIN_SHARING_SHARE:.0%} of all documents, {MIN_SHARING} at least.",
-    ),
-}  # fmt: skip
 
 # Why a text was not read or put aside, and the way out.
 REASONS = {
@@ -192,15 +178,15 @@ def _examples(cleaned: list[dict[str, Any]], shared: list[str]) -> dict[str, lis
 
 def _rules(manifest: Manifest, rules: Rules, examples: dict[str, list[tuple[str, ...]]]) -> html.Markup:
     hits = manifest.counts["removed_by_rule"]
-    known = {**EXPLAINED, **{rule.name: (rule.action, rule.why) for rule in rules.rules}}
-    most = max((count for name, count in hits.items() if name not in UNSHOWN), default=1)
+    known = {**BUILT_IN, **{rule.name: (rule.action, rule.why) for rule in rules.rules}}
+    most = max((count for name, count in hits.items() if name not in LAYOUT), default=1)
     items = []
-    for name, count in sorted(hits.items(), key=lambda item: (item[0] in UNSHOWN, -item[1], item[0])):
+    for name, count in sorted(hits.items(), key=lambda item: (item[0] in LAYOUT, -item[1], item[0])):
         action, why = known.get(name, ("", ""))
-        bar = "" if name in UNSHOWN else html.meter(count / most)
+        bar = "" if name in LAYOUT else html.meter(count / most)
         head = [html.Markup(f"<code>{html.escape(name)}</code>"), html.tag(action.replace("_", " ")),
                 html.Markup(f'{bar}<span class="count">{count:,}</span>')]  # fmt: skip
-        shown = html.changes(_example(*hit) for hit in ([] if name in UNSHOWN else examples.get(name, [])))
+        shown = html.changes(_example(*hit) for hit in ([] if name in LAYOUT else examples.get(name, [])))
         items.append((head, html.Markup(f"<p>{html.escape(why)}</p>{shown}")))
     silent = [rule.name for rule in rules.rules if rule.name not in hits]
     quiet = html.details(

@@ -50,15 +50,11 @@ from raystyle import storage
 from raystyle.corpus import noise
 from raystyle.corpus.lines import Pieces
 from raystyle.corpus.literals import Finder
+from raystyle.corpus.steps import NOISE_LINE, SWITCHABLE
 from raystyle.errors import ConfigError
 
 Action = Literal["drop_line", "cut_span", "rewrite"]
 Heading = Literal["strong", "weak"]
-# What cleaning does without a rule, by its neighbours; it can be switched off by name as rules can.
-STEPS = (
-    "hard_wrap", "page_break", "numbered_heading", "signed_heading", "table_of_contents", "chapter_furniture", "recurring_line", "title_of_work",
-    "running_head", "lone_number", "noise_line", "line_of_many_works",
-)  # fmt: skip
 KEYS = {
     "name", "why", "action", "pattern", "unless", "max_chars", "literals", "characters", "heading", "at_start", "replace", "table",
     "unescape", "interrupts", "outnumbers", "like_noise", "enabled", "examples",
@@ -183,7 +179,7 @@ class Rules:
 
     name: str
     rules: tuple[Rule, ...]
-    off: frozenset[str] = frozenset()  # of STEPS
+    off: frozenset[str] = frozenset()  # of SWITCHABLE
 
     def of(self, line: str) -> list[Rule]:
         """The rules that may apply to a line, by its literals, in their order; lengths are not asked."""
@@ -259,7 +255,7 @@ class Rules:
              r.at_start, r.interrupts, r.replace, r.table, r.unescape, r.outnumbers, r.like_noise]
             for r in self.rules
         ]  # fmt: skip
-        judged = noise.NOISE_LINE not in self.off or any(rule.like_noise for rule in self.rules)
+        judged = NOISE_LINE not in self.off or any(rule.like_noise for rule in self.rules)
         model = noise.digest() if judged else None
         return hashlib.sha256(json.dumps([doing, sorted(self.off), model], ensure_ascii=False).encode()).hexdigest()
 
@@ -299,20 +295,20 @@ def pack_names() -> list[str]:
 def load_rules(names: str | Sequence[str], enable: Sequence[str] = (), disable: Sequence[str] = ()) -> Rules:
     """Packs by name or by the path of a YAML file, later ones adding to or replacing rules of earlier ones.
 
-    `enable` and `disable` switch single rules, `disable` the STEPS too. Raises `ConfigError` where a pack is not sound or a name is unknown.
+    `enable` and `disable` switch single rules, `disable` what is SWITCHABLE too. Raises `ConfigError` where a pack is not sound or a name is unknown.
     """
     names = [names] if isinstance(names, str) else names
     rules = {rule.name: rule for name in names for rule in _load(name, ())}
-    for wanted in [*enable, *(name for name in disable if name not in STEPS)]:
+    for wanted in [*enable, *(name for name in disable if name not in SWITCHABLE)]:
         if wanted not in rules:
-            near = difflib.get_close_matches(wanted, [*rules, *STEPS], 1)
+            near = difflib.get_close_matches(wanted, [*rules, *SWITCHABLE], 1)
             raise ConfigError(
                 f"no rule named `{wanted}` in {', '.join(names)}\nhint: "
                 + (f"did you mean `{near[0]}`?" if near else "`raystyle rules` lists them")
             )
     chosen = [rule for rule in rules.values() if (rule.enabled or rule.name in enable) and rule.name not in disable]
     label = "+".join(storage.basename(name).removesuffix(".yaml").removesuffix(".yml") for name in names)
-    return Rules(label, tuple(chosen), frozenset(disable).intersection(STEPS))
+    return Rules(label, tuple(chosen), frozenset(disable).intersection(SWITCHABLE))
 
 
 def switched_off(names: Sequence[str], chosen: Rules) -> list[Rule]:

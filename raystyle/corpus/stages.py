@@ -21,21 +21,20 @@ import pyarrow.compute as pc
 
 from raystyle import storage
 from raystyle.corpus import dedup, parts
-from raystyle.corpus.clean import BLANK_LINE, Cleaned, chapters, clean_all
+from raystyle.corpus.clean import Cleaned, chapters, clean_all
 from raystyle.corpus.encodings import Unreadable
 from raystyle.corpus.quality import Limits, objection
 from raystyle.corpus.records import Reading, read_unit
 from raystyle.corpus.rules import Rules
 from raystyle.corpus.shards import piece_name
 from raystyle.corpus.sources import Rejection, Source, Text, Unit
-from raystyle.corpus.sweep import OUTER_WHITESPACE
+from raystyle.corpus.steps import LAYOUT, UNDECODABLE
 from raystyle.errors import StorageError
 
 # Characters cleaned at once: enough that a call's fixed costs do not matter, little enough to hold several times.
 BATCH_CHARS = 4_000_000
 SAMPLES_PER_RULE, CONTEXT_CHARS = 4, 24
 FREQUENT_LINES = 50
-UNDECODABLE = "undecodable_line"
 # What is counted of each input: texts in it and what became of them; characters that came in, that the rules left, and
 # that were rejected.
 COUNTED = (
@@ -239,7 +238,7 @@ class _Shard:
     def _sample(self, waiting: list[tuple[dict[str, Any], Source, Text]], removed: pa.Table) -> None:
         """Keep a few hits of each rule, with what stands around them in their line."""
         lines: dict[int, list[str]] = {}
-        for name in sorted({*removed["rule"].unique().to_pylist()} - {BLANK_LINE, OUTER_WHITESPACE}):
+        for name in sorted({*removed["rule"].unique().to_pylist()}.difference(LAYOUT)):
             wanted = SAMPLES_PER_RULE - len(self.samples.setdefault(name, []))
             if wanted <= 0:
                 continue

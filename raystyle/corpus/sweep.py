@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from raystyle.corpus.rules import Rule, Rules
+from raystyle.corpus.steps import OUTER_WHITESPACE
 from raystyle.errors import ConfigError
 
 # Brackets and separators that a cut leaves behind are noise too; dots and dashes may be all that someone says.
@@ -19,8 +20,6 @@ _LEFTOVER = frozenset(
 _MAX_EDITS = 200
 # What is nested is taken one layer at a time, each in as long as the whole line takes. Nothing that anyone wrote has so many.
 _MAX_LAYERS = 500
-# Whitespace that a cut has brought to an end of the line.
-OUTER_WHITESPACE = "outer_whitespace"
 
 
 class Edit(NamedTuple):

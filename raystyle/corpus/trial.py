@@ -9,11 +9,10 @@ from raystyle.corpus.records import read_unit
 from raystyle.corpus.rules import Rule, Rules
 from raystyle.corpus.sources import Rejection, list_sources, plan_units
 from raystyle.corpus.stages import place
+from raystyle.corpus.steps import LAYOUT
 from raystyle.errors import ConfigError
 
 CONTEXT_CHARS = 20
-# What happens to every line of every file says nothing about rules.
-UNSHOWN = ("blank_line", "outer_whitespace")
 
 
 class Hit(NamedTuple):
@@ -78,7 +77,7 @@ def hits(rules: Rules, paths: Collection[str], to_simplified: str, max_bytes: in
                 _, removed = clean(text.text, rules, to_simplified=to_simplified)
                 lines = text.text.split("\n")
                 for row in removed.to_pylist():
-                    if row["rule"] in UNSHOWN:
+                    if row["rule"] in LAYOUT:  # that happens to every line of every file
                         continue
                     line, start, end = lines[row["line_no"] - 1], row["char_start"], row["char_end"]
                     before, after = line[max(0, start - CONTEXT_CHARS) : start], line[end : end + CONTEXT_CHARS]

@@ -11,6 +11,7 @@ from raystyle.corpus import noise
 from raystyle.corpus.clean import clean, restore
 from raystyle.corpus.lines import Pieces, pieces_of, split_lines
 from raystyle.corpus.rules import load_rules
+from raystyle.corpus.steps import NOISE_LINE
 
 RULES = load_rules("zh_web_novel")
 MODEL = noise.load()
@@ -80,10 +81,10 @@ def test_an_authors_note_in_its_own_words_goes() -> None:
     text = f"　　{PROSE * 4}\n　　{NOTE}\n　　{PROSE}" + f"\n　　{PROSE}" * 9
     cleaned, removed = clean(text, RULES)
     assert cleaned.text == "\n".join([PROSE * 4, *[PROSE] * 10])
-    gone = [row for row in removed.to_pylist() if row["rule"] == noise.NOISE_LINE]
+    gone = [row for row in removed.to_pylist() if row["rule"] == NOISE_LINE]
     assert [(row["line_no"], row["text"], row["action"]) for row in gone] == [(2, f"　　{NOTE}", "drop_line")]
     assert restore(cleaned, removed) == text
-    assert NOTE in clean(text, load_rules("zh_web_novel", disable=[noise.NOISE_LINE]))[0].text
+    assert NOTE in clean(text, load_rules("zh_web_novel", disable=[NOISE_LINE]))[0].text
     assert NOTE in clean(text, RULES, whole=False)[0].text
 
 
@@ -144,7 +145,7 @@ def test_lines_that_are_found_count_as_noise_beside_others() -> None:
 
 
 def test_the_rules_digest_knows_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    off = load_rules("zh_web_novel", disable=[noise.NOISE_LINE, "noise_aside"])
+    off = load_rules("zh_web_novel", disable=[NOISE_LINE, "noise_aside"])
     before = RULES.digest, off.digest
     monkeypatch.setattr(noise, "digest", lambda: "another")
     assert RULES.digest != before[0] and off.digest == before[1]

@@ -7,7 +7,8 @@ from types import ModuleType
 import pytest
 
 from raystyle.corpus.clean import clean
-from raystyle.corpus.rules import STEPS, load_rules
+from raystyle.corpus.rules import load_rules
+from raystyle.corpus.steps import SWITCHABLE
 
 PEERS = Path(__file__).resolve().parents[2] / "bench" / "peers"
 
@@ -23,7 +24,7 @@ def module(name: str) -> ModuleType:
 @pytest.mark.parametrize("number", range(2))
 def test_the_pack_leaves_what_the_expressions_leave(number: int) -> None:
     text = module("novels").made_up(number).replace("\r\n", "\n")
-    pack = load_rules(str(PEERS / "rules.yaml"), disable=STEPS)
+    pack = load_rules(str(PEERS / "rules.yaml"), disable=SWITCHABLE)
     cleaned, removed = clean(text, pack)
     assert cleaned.text == module("rules").clean(text)
     hits = set(removed["rule"].to_pylist())
