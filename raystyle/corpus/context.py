@@ -8,7 +8,6 @@ L lines of the work, N of them not blank, S stretches of these, W widths and I i
 
 import re
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -166,6 +165,19 @@ def named_work(text: str) -> str:
     return "".join(next(filter(None, hit.groups())).split()) if hit else ""
 
 
+# What parts a work's name from the rest of a title page's line; and what such a line names that is no work.
+_PARTED = re.compile(r"[\s\u3000]+|[·•／/|｜《》【】（）()\[\]〈〉,，、;；．.]+|[—–-]{1,2}")
+_NAME = re.compile(r"[\u3400-\u9fff]{3,12}")
+_NO_NAMES = re.compile(r"[。！？!?；;，,：:…“”‘’「」『』]|主角|配角|人物|[标標][签籤]|[关關][键鍵]")
+
+
+def names_in(text: str) -> list[str]:
+    """The names that a line of front matter may give the work: the one that it says is its name; without a mark of a sentence,
+    each of its parts."""
+    parts = [] if _NO_NAMES.search(text) else _PARTED.split(text)
+    return [*filter(None, [named_work(text)]), *filter(_NAME.fullmatch, parts)]
+
+
 def without_part(title: str) -> str:
     """A work's name without the part of it that a volume has: （上）."""
     return _PART.sub("", title)
@@ -188,7 +200,7 @@ def continues(before: str, after: str, indented: bool | None) -> bool:
     if not before or not after or indented or _STARTS_HEADING.match(after):
         return False
     # Numbers alone that are left are somebody's list or count.
-    if _LONE_NUMBER.fullmatch(after) or _LONE_NUMBER.fullmatch(before):
+    if LONE_NUMBER.fullmatch(after) or LONE_NUMBER.fullmatch(before):
         return False
     if after[0] in CLOSERS:
         return True
@@ -202,45 +214,12 @@ def continues(before: str, after: str, indented: bool | None) -> bool:
 
 
 # A number alone, as misread or framed as scanned pages have it; no year, and no laughter or code of chat: 666, 2333, 520.
-_FRAME = r"[\s\u3000·•・‧.．—–―－\-~～_=＿|｜▏▕丨/／\\＼\[\]［］〔〕〈〉<>（）()*＊]"
-_LONE_NUMBER = re.compile(
-    rf"{_FRAME}{{0,4}}(?P<number>[0-9０-９oOlIZ](?:[\s\u3000]?[0-9０-９oOlIZBS]){{0,3}})[+＋]?(?:{_FRAME}{{0,4}}|[\s\u3000]一)"
+FRAME = r"[\s\u3000·•・‧.．—–―－\-~～_=＿|｜▏▕丨/／\\＼\[\]［］〔〕〈〉<>（）()*＊]"
+ORNAMENT = "◆◇●○■□★☆※◎‖#＃《》【】«»←→♦"
+_NUMERALS = "[〇零○一二三四五六七八九十百廿卅]"
+LONE_NUMBER = re.compile(
+    rf"{FRAME}{{0,4}}(?P<number>[0-9０-９oOlIZ](?:[\s\u3000]?[0-9０-９oOlIZBS]){{0,3}})[+＋]?(?:{FRAME}{{0,4}}|[\s\u3000]一)"
+    rf"|[{ORNAMENT}\s\u3000]{{1,4}}(?P<framed>[0-9０-９]{{1,4}})[{ORNAMENT}\s\u3000]{{1,4}}"
+    rf"|(?=[\s\u3000]*[（(]?[\s\u3000]*[·•‧—–―－~～=＝|｜‖])(?:{FRAME}|‖){{1,5}}{_NUMERALS}{{1,4}}(?:{FRAME}|‖){{1,5}}"
+    rf"|{FRAME}{{0,3}}(?P<page>[0-9０-９]{{1,4}})[\s\u3000]?[/／][\s\u3000]?(?P<pages>[0-9０-９]{{2,4}}){FRAME}{{0,3}}"
 )
-_NO_PAGE = re.compile(r"(?!.*[0-9０-９])|(?:1[5-9]|20)[0-9]{2}$|([0-9])\1\1+$|23{2,3}$|520$|1314$|(?:.*[oOlIZBS]){3}")
-MAX_LONE_NUMBER = 14
-_number_starts = among(" \u3000·•・‧.．—–―－-~～_=＿|｜▏▕丨/／\\＼[［〔〈<（(*＊0123456789０１２３４５６７８９oOlIZ")
-# Numbers that go down within so many lines that are not blank are counted down.
-COUNTDOWN = 12
-
-
-def lone_number(text: str) -> int | None:
-    """The number that is all of a line, -1 where it was misread; None if the line is no such number."""
-    hit = _LONE_NUMBER.fullmatch(text)
-    if not hit:
-        return None
-    number = "".join(hit["number"].split())
-    if _NO_PAGE.match(number):
-        return None
-    return int(number) if number.isdecimal() else -1
-
-
-def lone_numbers(layout: Layout, line: Callable[[int], str], left: Callable[[int], bool]) -> set[int]:
-    """Lines that are a number and nothing else: of a page, or of a section. `layout` holds also what was dropped; `left`
-    says which lines are not. Numbers side by side, or that go down, are somebody's list or count, and stay.
-
-    What stays does so again when others are gone: numbers that keep each other are next to each other among all lines, or
-    among the numbers, and stay so.
-    """
-    place_N = np.flatnonzero(layout.chars_L)
-    may_N = (layout.chars_L[place_N] <= MAX_LONE_NUMBER) & _number_starts(layout.first_L[place_N])
-    numbers = {
-        n: number
-        for n in np.flatnonzero(may_N).tolist()
-        if left(int(place_N[n])) and (number := lone_number(line(int(place_N[n])))) is not None
-    }
-    kept: set[int] = set()
-    ordered = list(numbers)
-    for a, b in pairwise(ordered):
-        if b == a + 1 or (b - a <= COUNTDOWN and numbers[a] == numbers[b] + 1 > 0):
-            kept |= {a, b}
-    return {int(place_N[n]) for n in ordered if n not in kept}

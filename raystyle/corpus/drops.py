@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raystyle.corpus import context, headings, noise, repeats, steps
+from raystyle.corpus import context, headings, noise, pages, repeats, steps
 from raystyle.corpus.lines import Flags, Places, pieces_of
 from raystyle.corpus.rules import Expression, Rule
 from raystyle.corpus.work import Work
@@ -128,7 +128,7 @@ def drop_lone_numbers(work: Work) -> None:
     if work.does(steps.LONE_NUMBER):
         columns = (work.batch.body.chars_I, *work.batch.layout_M[1:])
         layout = context.Layout(*(column[work.first : work.last] for column in columns))
-        found = context.lone_numbers(layout, work.line, lambda index: bool(work.rule_M[index] < 0))
+        found = pages.lone_numbers(layout, work.line, lambda index: bool(work.rule_M[index] < 0))
         for index in found:
             work.drop(work.first + index, steps.LONE_NUMBER)
 
@@ -141,7 +141,7 @@ def drop_top(work: Work) -> list[str]:
     titles: list[str] = []
     for m in range(work.first, work.last):
         if rule_M[m] >= 0:
-            titles += filter(None, [context.named_work(batch.body.text(m))])
+            titles += context.names_in(batch.body.text(m))
             if rule_M[m] in nameless:
                 titles += filter(context.is_title, [context.without_part(batch.body.text(m))])
             continue
@@ -158,7 +158,7 @@ def drop_top(work: Work) -> list[str]:
             titles.append(context.without_part(batch.text(m)))
         if rule_M[m] < 0:
             return titles
-        titles += filter(None, [context.named_work(batch.body.text(m))])
+        titles += context.names_in(batch.body.text(m))
     return titles
 
 
@@ -179,7 +179,7 @@ def _is_title(work: Work, m: int) -> bool:
 
 def cut_running_heads(work: Work, titles: Sequence[str]) -> None:
     """Cut the heads of pages out of paragraphs that they stand in."""
-    pattern = repeats.glued_heads(titles) if titles and work.does(steps.RUNNING_HEAD) else None
+    pattern = pages.glued_heads(titles) if titles and work.does(steps.RUNNING_HEAD) else None
     if not pattern:
         return
     batch, why = work.batch, steps.BUILT_IN[steps.RUNNING_HEAD][1]
@@ -204,7 +204,7 @@ def drop_running_heads(work: Work, titles: Sequence[str]) -> bool:
 
     above_N, below_N = work.beside(begins_N, ends_N)
     marked_N = batch.interrupts_R[above_N] | batch.interrupts_R[below_N]
-    heads = repeats.running_heads(layout, lambda n: "".join(batch.texts(parts(n))), titles, marked_N)
+    heads = pages.running_heads(layout, lambda n: "".join(batch.texts(parts(n))), titles, marked_N)
     for n in heads:
         work.drop(parts(n), steps.RUNNING_HEAD)
     return bool(heads)

@@ -82,11 +82,13 @@ def unit(name: str) -> str:
 
 # What a weak heading may begin with, and how long it is at most.
 NUMERALS = "〇零○一二两兩三四五六七八九十百千廿卅壹贰貳叁參肆伍陆陸柒捌玖拾佰"
-WEAK_STARTS = "第" + NUMERALS + "0123456789０１２３４５６７８９（(IVXⅠⅡⅢⅣⅤⅥⅦⅧⅨⅩ【[［〔「『<〈#＃§☆★Nn章回折节節其之"
+WEAK_STARTS = (
+    "第" + NUMERALS + "0123456789０１２３４５６７８９（(IVXⅠⅡⅢⅣⅤⅥⅦⅧⅨⅩ【[［〔「『<〈#＃§☆★Nn章回折节節其之案卷篇话話夜幕"
+)
 MAX_WEAK = 40
 _NUMBER = rf"(?P<number>[{NUMERALS}]{{1,7}}|[0-9０-９]{{1,4}}|[IVX]{{1,6}}|[Ⅰ-Ⅻ])"
 # A title goes on without the end of a sentence; the joined form may hold a comma, for its number speaks as well.
-_TITLE = r"(?P<title>[^。！？；…“”：:]{1,30}?)"
+_TITLE = r"(?P<title>(?:[^。！？；…“”：:]|“[^“”。！？：，]{1,10}”){1,30}?)"
 _WEAK = [
     re.compile(rf"第\s?{_NUMBER}\s?(?P<unit>[章回节節卷巻集部篇話话幕折])\s?(?P<title>[^。；…“”]{{0,36}}?)"),
     re.compile(rf"{_NUMBER}(?P<unit>)"),
@@ -95,12 +97,14 @@ _WEAK = [
     re.compile(rf"{_NUMBER}(?P<unit>[\s\u3000]){{1,4}}{_TITLE}"),
     # A number in other brackets: alone, or one of several digits as files are numbered; 【1】 and [1] begin notes and posts.
     re.compile(rf"(?P<unit>[【\[［〔「『<〈]){_NUMBER}[】\]］〕」』>〉]"),
-    re.compile(rf"(?P<unit>[【\[［〔])(?P<number>[0-9]{{2,4}})[】\]］〕]\s?{_TITLE}"),
+    re.compile(rf"(?P<unit>[【\[［〔])(?P<number>[0-9]{{2,4}}|[{NUMERALS}]{{1,4}})[】\]］〕]\s?{_TITLE}"),
     re.compile(rf"{_NUMBER}(?P<unit>[)）])\s?(?:{_TITLE})?"),
     # No title begins with a digit: 12：30 is a time.
     re.compile(rf"{_NUMBER}\s?(?P<unit>[-–—·•：:/／|｜])\s?(?=[\u3400-\u9fffA-Za-z]){_TITLE}"),
     re.compile(rf"(?P<unit>[#＃§☆★]|[Nn][Oo][.．])\s?{_NUMBER}(?:[\s.．、：:]{{1,4}}{_TITLE})?"),
-    re.compile(rf"(?P<unit>[章回折节節其]之?|之)(?P<number>[{NUMERALS}]{{1,7}})(?:[\s\u3000]{{1,4}}{_TITLE})?"),
+    re.compile(
+        rf"(?P<unit>[章回折节節其]之?|[案卷篇话話夜幕]?之)(?P<number>[{NUMERALS}]{{1,7}})(?:[\s\u3000、．.·：:]{{1,4}}{_TITLE})?"
+    ),
 ]
 _TITLE_FIRST = re.compile(
     r"(?P<title>[^。！？；…“”，：:（(]{1,20}?)\s?[（(](?P<number>[〇零一二三四五六七八九十百0-9０-９]{1,5})[）)]"
@@ -119,12 +123,18 @@ _ENDED = "。，；：…、,;:”』」"
 _starts, _closes, _ends = among(WEAK_STARTS), among(")）"), among(_ENDED)
 # A number alone in what is a mark of speech elsewhere.
 _quotes, _unquotes = among("「『"), among("」』")
+# A name in quotation marks at the end of a title, behind words of its own.
+_NAMES = re.compile("[\u3400-\u9fff]“[^“”。！？：，]{1,10}”$")
 _BRACKETED = re.compile(rf"[「『][{NUMERALS}0-9０-９]{{1,7}}[」』]")
 
 
 def weak_candidate(line: int, text: str) -> Candidate | None:
     """The line (trimmed) as a heading that only a sequence can prove, if it has the shape of one."""
-    if not text or len(text) > MAX_WEAK or (text[-1] in _ENDED and not _BRACKETED.fullmatch(text)):
+    if (
+        not text
+        or len(text) > MAX_WEAK
+        or (text[-1] in _ENDED and not (_BRACKETED.fullmatch(text) or _NAMES.search(text)))
+    ):
         return None
     for shape in _WEAK:
         hit = shape.fullmatch(text)
@@ -156,7 +166,8 @@ def weak_candidates(layout: Layout, line: Callable[[int], str]) -> list[Candidat
     one."""
     short = np.flatnonzero((layout.chars_L > 0) & (layout.chars_L <= MAX_WEAK))
     first, last = layout.first_L[short], layout.last_L[short]
-    short = short[((_starts(first) | _closes(last)) & ~_ends(last)) | (_quotes(first) & _unquotes(last))]
+    open_ended = ~_ends(last) | (last == ord("”"))
+    short = short[((_starts(first) | _closes(last)) & open_ended) | (_quotes(first) & _unquotes(last))]
     found = (weak_candidate(i, line(i)) for i in short.tolist())
     return [candidate for candidate in found if candidate]
 
@@ -194,7 +205,7 @@ MIN_CHAIN, MIN_CHAIN_BETWEEN = 5, 3
 MIN_CHAIN_NAMED = {"章": 3, "回": 3}
 MIN_CHAIN_TITLED = 3
 # Far apart, and with no other of their unit between, fewer do: lists stand together. Two do if they are the first.
-MIN_APART, NUM_APART = 600, 3
+MIN_APART = 600
 MIN_FIRST_APART = 1500
 # One number in a row may be missing.
 MAX_STEP = 2
@@ -212,15 +223,16 @@ def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[i
        starts numbers anew), and it is in a chain with strong ones: on both sides, or behind it where it is the first,
        or in a chain of MIN_CHAIN.
     3. It repeats number and title of the strong heading before it.
-    4. It is one of NUM_APART of those left that follow each other, with at least MIN_APART characters between and no other
-       of their unit; or one of the first two, MIN_FIRST_APART characters apart. Asked until there are no more.
+    4. It is one of three that follow each other number by number, with at least MIN_APART characters between, and of their
+       unit nothing between but what is accepted; or one of the first two, MIN_FIRST_APART characters apart. Asked until
+       there are no more.
 
     What is rejected stays rejected when the accepted lines and any that are no candidates are gone, so that cleaning twice
     is cleaning once. Proof for 1 to 3: then no strong heading is left and only 1 can accept. It asks for the existence of a chain, and a
     chain of what is left is one of the whole: the same candidates in the same order, and what was taken out only makes
     the text between them shorter. In the same way, while all strong headings are there, taking out weak candidates or
-    other lines accepts nothing new: 2 and 3 look at numbers and at strong headings, and for a chain. And 4 was asked of
-    just those that are left.
+    other lines accepts nothing new: 2 and 3 look at numbers and at strong headings, and for a chain. And 4 accepts the more,
+    the more is accepted and the more text there is; of those that are left it was asked last.
     """
     ordered = sorted(candidates, key=lambda candidate: candidate.line)
     accepted = {candidate.line for candidate in ordered if candidate.strong}
@@ -252,28 +264,46 @@ def accept(candidates: Iterable[Candidate], chars_L: NDArray[np.int32]) -> set[i
             if proved:
                 accepted.add(candidate.line)
     for row in units.values():
-        accepted |= _apart([candidate for candidate in row if candidate.line not in accepted], text_L)
+        accepted |= _apart([candidate for candidate in row if not candidate.strong], accepted, text_L)
     return accepted
 
 
-def _apart(row: list[Candidate], text_L: NDArray[np.int64]) -> set[int]:
-    """The lines of candidates of one unit that follow each other far apart, number by number."""
-    found: set[int] = set()
+def _apart(row: list[Candidate], accepted: set[int], text_L: NDArray[np.int64]) -> set[int]:
+    """The lines of weak candidates of one unit that follow each other far apart, number by number, all others of their unit
+    between them being `accepted` or found before."""
+    places: dict[int, list[int]] = {}
+    for i, candidate in enumerate(row):
+        places.setdefault(candidate.number or 0, []).append(i)
+    found = {i for i, candidate in enumerate(row) if candidate.line in accepted}
+
+    def between(a: int, b: int) -> int:
+        return int(text_L[row[b].line] - text_L[row[a].line + 1])
+
     while True:
-        pairs = list(pairwise(row))
-        apart = [int(text_L[b.line] - text_L[a.line + 1]) for a, b in pairs]
-        follows = [b.number == (a.number or 0) + 1 for a, b in pairs]
+        free = [i for i in range(len(row)) if i not in found]
+
+        def follow(i: int, way: int, chars: int) -> set[int]:
+            """Those that may stand next to one of a row, in front of it (`way` -1) or behind it (1): the nearest that is
+            accepted, which leaves most room for the next, and the one that is not."""
+            at = bisect.bisect_right(free, i) if way > 0 else bisect.bisect_left(free, i) - 1  # noqa: B023
+            last = free[at] if 0 <= at < len(free) else len(row) - 1 if way > 0 else 0  # noqa: B023
+            wanted = places.get((row[i].number or 0) + way, [])
+            low, high = (i + 1, last) if way > 0 else (last, i - 1)
+            near = wanted[bisect.bisect_left(wanted, low) : bisect.bisect_right(wanted, high)]
+            far = [j for j in near if between(min(i, j), max(i, j)) >= chars]
+            return {far[0 if way > 0 else -1], *({last} & set(far))} if far else set()
+
         lines: set[int] = set()
-        for size, chars in (NUM_APART, MIN_APART), (2, MIN_FIRST_APART):
-            for i in range(len(row) - size + 1):
-                if (size > 2 or row[i].number == 1) and all(
-                    follows[j] and apart[j] >= chars for j in range(i, i + size - 1)
-                ):
-                    lines |= {candidate.line for candidate in row[i : i + size]}
-        if not lines:
-            return found
+        for u in free:
+            before = follow(u, -1, MIN_APART)
+            for a in {u, *before, *(a for b in before for a in follow(b, -1, MIN_APART))}:
+                rows = [{a, b, c} for b in follow(a, 1, MIN_APART) for c in follow(b, 1, MIN_APART)]
+                lines |= set().union(*rows)
+            for a in (a for a in (u, *follow(u, -1, MIN_FIRST_APART)) if row[a].number == 1):
+                lines |= {line for b in follow(a, 1, MIN_FIRST_APART) for line in (a, b)}
+        if lines <= found:
+            return {row[i].line for i in found}
         found |= lines
-        row = [candidate for candidate in row if candidate.line not in lines]
 
 
 class _Links(NamedTuple):

@@ -202,6 +202,16 @@ def test_far_apart_three_are_enough_and_the_first_two() -> None:
     assert accepted(weak(1, "、"), 0, weak(2, "、"), MIN_FIRST_APART, weak(2, "、"), 0, weak(3, "、")) == []
 
 
+def test_a_row_that_another_proves_in_part_goes_on() -> None:
+    # 2 3 4 6 8 are a chain, which 5 and 7 are not in; without the last text they are none, and 3 4 5 stand far apart.
+    numbers, texts = [1, 2, 3, 4, 5, 6, 7, 8], [0, 200, 900, 900, 0, 0, 900]
+    parts = [part for number, text in zip(numbers, [*texts, 0], strict=True) for part in (weak(number, ""), text)]
+    found, chars = work(*parts)
+    once = accept(found, chars)
+    chars[-3] = 0
+    assert accept(found, chars) <= once
+
+
 def test_titles_behind_one_sign() -> None:
     page = "他坐在黑地里听雨。" * 30
     work_of = lambda *titles: "\n".join(part for title in titles for part in (title, page)).split("\n")  # noqa: E731
