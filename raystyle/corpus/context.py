@@ -148,8 +148,10 @@ _DEDICATION = re.compile(r"(?:谨以|謹以|谨|謹)?(?:此书|此書)?[献獻]�
 
 
 def is_title(text: str) -> bool:
-    """Whether a line has the shape of a work's name, spaces between its characters not counted."""
-    return bool(_TITLE.fullmatch("".join(text.split()))) and not _DEDICATION.match(text)
+    """Whether a line has the shape of a work's name, spaces between its characters not counted. A number alone has not: it may
+    keep another that counts down with it."""
+    shaped = _TITLE.fullmatch("".join(text.split()))
+    return bool(shaped) and not _DEDICATION.match(text) and not LONE_NUMBER.fullmatch(text)
 
 
 _NAMED = re.compile(
@@ -215,7 +217,7 @@ def continues(before: str, after: str, indented: bool | None) -> bool:
 
 # A number alone, as misread or framed as scanned pages have it; no year, and no laughter or code of chat: 666, 2333, 520.
 FRAME = r"[\s\u3000·•・‧.．—–―－\-~～_=＿|｜▏▕丨/／\\＼\[\]［］〔〕〈〉<>（）()*＊]"
-ORNAMENT = "◆◇●○■□★☆※◎‖#＃《》【】«»←→♦"
+ORNAMENT = "◆◇●○■□★☆※◎‖#＃«»←→♦"
 _NUMERALS = "[〇零○一二三四五六七八九十百廿卅]"
 LONE_NUMBER = re.compile(
     rf"{FRAME}{{0,4}}(?P<number>[0-9０-９oOlIZ](?:[\s\u3000]?[0-9０-９oOlIZBS]){{0,3}})[+＋]?(?:{FRAME}{{0,4}}|[\s\u3000]一)"

@@ -110,6 +110,7 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     "本书坊出品敬请收藏\n他走了，没有回头。"
 )
 @example("第1章 风起\n　　雨下了三天三夜，河里的水涨到了桥面上，\n_分节阅读_3\n3\n第8章 风起\n2")
+@example("（4）\n第1章 风起\n第4章 风起\n第12章 风起\n3")
 @settings(max_examples=60, deadline=None)
 def test_cleaning_a_work_twice_is_cleaning_it_once(text: str) -> None:
     once, _ = clean(text, RULES, to_simplified="auto")
@@ -259,13 +260,17 @@ PAGE = "他坐在黑地里听雨，心里想着明天的路，不知道从哪里
 
 
 def test_the_heads_of_pages_amid_sentences_go() -> None:
-    """A line that is not the work's name is a head where three sentences go through it."""
-    for head in ("云边旧事　{}", "{}　云边旧事", "云边旧事"):
+    """A line that is not the work's name is a head where three sentences go through it, or two and it has pages' numbers."""
+    for head, enough in (("云边旧事　{}", 2), ("{}　云边旧事", 2), ("云边旧事　十{}", 3), ("云边旧事", 3)):
         pages = [f"{PAGE}\n{head.format(n)}\n没有人，只有一盏灯还亮着。" for n in range(1, 4)]
         cleaned, removed = clean("\n".join(pages), RULES)
         assert cleaned.text.count("看见屋里没有人") == 3
         assert removed["rule"].to_pylist().count("running_head") == 3
-        assert clean("\n".join(pages[:2]), NO_MODEL)[0].text.count("云边旧事") == 2
+        for count in (1, 2):
+            left = clean("\n".join(pages[:count]), NO_MODEL)[0].text.count("云边旧事")
+            assert left == (0 if count >= enough else count)
+    falling = [f"{PAGE}\n云边旧事　{n}\n没有人，只有一盏灯还亮着。" for n in (7, 3)]
+    assert clean("\n".join(falling), NO_MODEL)[0].text.count("云边旧事") == 2
     refrain = "\n".join(["他走了，没有回头。\n再会吧朋友\n天亮了。"] * 9)
     assert cleaned_text(refrain) == refrain
 
