@@ -4,7 +4,7 @@
     python bench/noise.py --write    train on all of them as well: raystyle/corpus/rules/noise.npz
 
 Labelled lines, all of them made up, are bench/noise/*.tsv (label, what stands above and below, line) and those of
-tests/corpus/test_packs.py, of which nothing is known but the line. Ordinary prose are lines that the rules keep of the
+tests/corpus/test_packs.py, of which nothing is known but the line; so are insets in brackets, of bench/noise/insets.txt. Ordinary prose are lines that the rules keep of the
 novels below RAYSTYLE_DATA: of every other novel some are trained on, all of the others tell how often prose is lost.
 
 P prose, H heading, N other noise; - the text's first or last line, ? not known.
@@ -58,11 +58,12 @@ def main() -> None:
     args = parser.parse_args()
     sets = {path.stem: read(path) for path in sorted((HERE / "noise").glob("*.tsv"))}
     novels = ordinary()
-    report = measure(sets, lines_of_tests(), novels)
+    tests = lines_of_tests() + bracketed()
+    report = measure(sets, tests, novels)
     (HERE / "results" / "noise.md").write_text(report, encoding="utf-8")
     print(report)
     if args.write:
-        labelled = [line for lines in sets.values() for line in lines] + lines_of_tests()
+        labelled = [line for lines in sets.values() for line in lines] + tests
         prose = [line for novel in novels for line in novel]
         save(train(labelled + sample(novels) + asides(labelled + prose)))
 
@@ -86,9 +87,15 @@ def lines_of_tests() -> list[Line]:
     return found
 
 
+def bracketed() -> list[Line]:
+    """Insets that are remarks in brackets (see insets.py), which `noise_aside` asks what they are."""
+    lines = (HERE / "noise" / "insets.txt").read_text(encoding="utf-8").splitlines()
+    return [Line(line.strip(), True) for line in lines if _ASIDE.fullmatch(line.strip()) and _chinese(line)]
+
+
 def ordinary() -> list[list[Line]]:
     """By novel, the lines that rules keep of it."""
-    rules = load_rules("zh_web_novel", disable=["noise_line", "noise_aside"])
+    rules = load_rules("zh_web_novel", disable=["noise_line", "noise_aside", "noise_inset"])
     novels = []
     for path in sorted((DATA / "novels").glob("*.txt")):
         cleaned, _ = clean(unify_line_ends(decode(path.read_bytes()).text), rules)

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raystyle.corpus import context, headings, noise, removals, steps
-from raystyle.corpus.lines import Counts, Flags, Places, put_together, split_lines
-from raystyle.corpus.rules import Rule, Rules
+from raystyle.corpus import context, headings, insets, noise, removals, steps
+from raystyle.corpus.lines import Counts, Flags, Places, pieces_of, put_together, split_lines
+from raystyle.corpus.rules import Expression, Rule, Rules
 from raystyle.corpus.script import simplified_lines
 from raystyle.corpus.sweep import Edit, Swept, difference, plain, sweep
 
@@ -30,6 +30,7 @@ MIN_OUTNUMBERING = 5
 NAME_SHARE = 0.5
 NO_NAME = "你您我咱他她它谁这那哪的地得了着过一不很太是在有和与又都也就还才却便被把给对向从再只没冷平浅浓看扯"
 KEPT = -1
+_INSET = Rule(steps.NOISE_INSET, steps.BUILT_IN[steps.NOISE_INSET][1], "cut_span", Expression("(?!)"), ())
 
 
 class Batch:
@@ -138,22 +139,54 @@ class Batch:
                 swept = known[text]
             else:
                 swept = known[text] = sweep(text, applicable, self.rules)
-            self.take(m, swept)
-            if swept.dropped:
-                continue
-            if swept.text != text:
-                text, weak = swept.text, self.rules.weak
-            for rule in weak:
-                if rule.spans(text) and rule.may_apply(text):
-                    self._candidate(m, rule, text)
-                    break
+            self._take(m, swept)
+            if not swept.dropped:
+                self._find_heading(m, swept.text, weak if swept.text == text else self.rules.weak)
+        self._cut_insets(np.flatnonzero(self.rule_M < 0))
 
     def sweep_again(self, m: int, rules: Sequence[Rule]) -> None:
         """A paragraph under rules that had to wait for its neighbours."""
         edits = self.edited[m][1] if m in self.edited else []
-        self.take(m, sweep(self.body.text(m), rules, self.rules, edits))
+        self._take(m, sweep(self.body.text(m), rules, self.rules, edits))
+        self._cut_insets(np.array([m]))
 
-    def take(self, m: int, swept: Swept) -> None:
+    def _cut_insets(self, paragraph_K: Places) -> None:
+        """Cut noise out of sentences, and sweep what is left, until there is no more."""
+        while steps.NOISE_INSET not in self.rules.off and len(paragraph_K):
+            paragraph_K = paragraph_K[self.rule_M[paragraph_K] < 0]
+            as_were_K = paragraph_K[~self.edited_M[paragraph_K]]
+            edited = paragraph_K[self.edited_M[paragraph_K]].tolist()
+            changed = pieces_of([self.edited[m][0] for m in edited])
+            found = insets.find(insets.load(), self.body, as_were_K[self._odd_M[as_were_K]])
+            found |= {
+                edited[n]: span
+                for n, span in insets.find(insets.load(), changed, np.flatnonzero(insets.odd(changed))).items()
+            }
+            # What reads like noise as a whole has no sentence around the noise.
+            noisy_N = noise.load().scores(pieces_of([self.text(m) for m in found])) > 0
+            places = [m for m, noisy in zip(found, noisy_N.tolist(), strict=True) if not noisy]
+            for m in places:
+                edits = self.edited[m][1] if m in self.edited else []
+                swept = sweep(self.body.text(m), (), self.rules, edits, (_INSET, [(*found[m], "")]))
+                self._take(m, swept)
+                self.candidates[self._number(m)].pop(m, None)
+                if not swept.dropped:
+                    self._find_heading(m, swept.text, self.rules.weak)
+            paragraph_K = np.array(places, np.int64)
+
+    @functools.cached_property
+    def _odd_M(self) -> Flags:
+        """Which paragraphs had a character that prose hardly has before they were edited."""
+        return insets.odd(self.body)
+
+    def _find_heading(self, m: int, text: str, weak: Sequence[Rule]) -> None:
+        """Note a paragraph that one of the rules which know a heading only by its number takes for one."""
+        for rule in weak:
+            if rule.spans(text) and rule.may_apply(text):
+                self._candidate(m, rule, text)
+                break
+
+    def _take(self, m: int, swept: Swept) -> None:
         """Note what became of a paragraph."""
         if swept.dropped:
             self.rule_M[m] = self.codes[swept.dropped.name]
@@ -169,7 +202,11 @@ class Batch:
         candidate = headings.Candidate(m, unit, number, rule.heading == "strong", named["title"])
         if rule.heading == "weak" and (own := headings.own_unit(m, text)) and own.unit[:2] != f"{unit} ":
             candidate = own  # 第一封信　归途: the unit is 封信, not 封
-        self.candidates[bisect.bisect_right(self.bounds, m) - 1][m] = rule.name, candidate
+        self.candidates[self._number(m)][m] = rule.name, candidate
+
+    def _number(self, m: int) -> int:
+        """The text that a paragraph is of."""
+        return bisect.bisect_right(self.bounds, m) - 1
 
     @functools.cached_property
     def noise_M(self) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from raystyle.corpus import context, headings, steps
+from raystyle.corpus import context, headings, insets, steps
 from raystyle.corpus.work import Work
 
 
@@ -49,9 +49,10 @@ def _join(work: Work, m: int, step: str) -> None:
 
 
 def _is_clean(work: Work, before: int, after: int) -> bool:
-    """Whether no rule would touch two halves put together, nor take them for a heading: else they had better stay apart."""
+    """Whether no rule would touch two halves put together, nor the model cut into them, and they are no heading: else they had
+    better stay apart."""
     whole = work.batch.text(before) + work.batch.text(after)
-    if headings.weak_candidate(before, whole):
+    if headings.weak_candidate(before, whole) or (work.does(steps.NOISE_INSET) and insets.inset(whole)):
         return False
     rules = work.batch.rules.of(whole)
     return not any(rule.spans(whole) for rule in rules if not rule.at_start and not rule.outnumbers)

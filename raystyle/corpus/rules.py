@@ -47,10 +47,10 @@ from ahocorasick_rs import BytesAhoCorasick, Implementation
 from numpy.typing import NDArray
 
 from raystyle import storage
-from raystyle.corpus import noise
+from raystyle.corpus import insets, noise
 from raystyle.corpus.lines import Pieces
 from raystyle.corpus.literals import Finder
-from raystyle.corpus.steps import NOISE_LINE, SWITCHABLE
+from raystyle.corpus.steps import NOISE_INSET, NOISE_LINE, SWITCHABLE
 from raystyle.errors import ConfigError
 
 Action = Literal["drop_line", "cut_span", "rewrite"]
@@ -249,15 +249,15 @@ class Rules:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the rules do, and of the model of noise lines if it is on; not of their reasons or examples."""
+        """SHA-256 of what the rules do, and of the models of noise that are on; not of their reasons or examples."""
         doing = [
             [r.name, r.action, r.pattern.pattern, r.characters and r.characters.pattern, r.unless and r.unless.pattern, r.max_chars, r.literals, r.heading,
              r.at_start, r.interrupts, r.replace, r.table, r.unescape, r.outnumbers, r.like_noise]
             for r in self.rules
         ]  # fmt: skip
         judged = NOISE_LINE not in self.off or any(rule.like_noise for rule in self.rules)
-        model = noise.digest() if judged else None
-        return hashlib.sha256(json.dumps([doing, sorted(self.off), model], ensure_ascii=False).encode()).hexdigest()
+        models = [noise.digest() if judged else None, None if NOISE_INSET in self.off else insets.digest()]
+        return hashlib.sha256(json.dumps([doing, sorted(self.off), models], ensure_ascii=False).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=2)

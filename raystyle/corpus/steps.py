@@ -15,6 +15,7 @@ LONE_NUMBER = "lone_number"
 WORK_TITLE = "title_of_work"
 RUNNING_HEAD = "running_head"
 NOISE_LINE = "noise_line"
+NOISE_INSET = "noise_inset"
 FURNITURE = "chapter_furniture"
 RECURRING = "recurring_line"
 TO_SIMPLIFIED = "traditional_to_simplified"
@@ -47,6 +48,7 @@ BUILT_IN = {
         "drop_line",
         "A line that reads like what authors, sites and readers write, not like the work: by a model.",
     ),
+    NOISE_INSET: ("cut_span", "Noise glued into the middle of a sentence, that no rule knows: by a model."),
     FURNITURE: ("drop_line", "A line that stands at the same place in most chapters."),
     RECURRING: ("drop_line", "A line that one work repeats hundreds of times, and that is no speech or story."),
     TO_SIMPLIFIED: ("rewrite", "Traditional characters in a work that is otherwise simplified."),
@@ -61,5 +63,5 @@ LAYOUT = (BLANK_LINE, OUTER_WHITESPACE)
 # What can be switched off by name.
 SWITCHABLE = (
     HARD_WRAP, PAGE_BREAK, NUMBERED_HEADING, SIGNED_HEADING, CONTENTS, FURNITURE, RECURRING, WORK_TITLE,
-    RUNNING_HEAD, LONE_NUMBER, NOISE_LINE, SHARED_LINE,
+    RUNNING_HEAD, LONE_NUMBER, NOISE_LINE, NOISE_INSET, SHARED_LINE,
 )  # fmt: skip

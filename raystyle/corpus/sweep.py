@@ -39,11 +39,17 @@ class Swept(NamedTuple):
     dropped: Rule | None
 
 
-def sweep(line: str, rules: Sequence[Rule], all_rules: Rules, edits: Iterable[Edit] = ()) -> Swept:
+# A rule, and where it applies in a line.
+Found = tuple[Rule, list[tuple[int, int, str]]]
+
+
+def sweep(
+    line: str, rules: Sequence[Rule], all_rules: Rules, edits: Iterable[Edit] = (), found: Found | None = None
+) -> Swept:
     """Apply rules to a line without outer whitespace.
 
     `rules` are those that may apply to it as it is; what an edit leaves is tried against `all_rules` again, but for those
-    that wait for a context (`at_start`, weak headings). `edits` have been made before.
+    that wait for a context (`at_start`, weak headings). `edits` have been made before; `found` is what applies first.
     """
     edits = list(edits)
     body = text_of(line, edits)
@@ -51,10 +57,11 @@ def sweep(line: str, rules: Sequence[Rule], all_rules: Rules, edits: Iterable[Ed
     # What gets shorter comes to an end by itself, however often it is rewritten; only the rest is counted.
     while idle < _MAX_EDITS:
         shortest, idle = min(shortest, len(body)), idle + 1 if len(body) >= shortest else 0
-        found = next(((rule, spans) for rule in rules if (spans := rule.spans(body))), None)
+        found = found or next(((rule, spans) for rule in rules if (spans := rule.spans(body))), None)
         if found is None:
             return Swept(body, edits, None)
         rule, spans = found
+        found = None
         layers += 1
         if rule.action == "drop_line" or layers > _MAX_LAYERS:
             return Swept(body, edits, rule)
