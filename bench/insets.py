@@ -4,7 +4,7 @@
     python bench/insets.py --write    train on all of them as well: raystyle/corpus/rules/insets.npz
 
 Insets, all of them made up, are the lines of bench/noise/insets.txt; noise of bench/noise/*.tsv that is short enough is
-glued in, too. They are put into ordinary prose at random: lines that the rules keep of the novels below RAYSTYLE_DATA, of
+glued in, too, and so are numbers between signs and rubble. They are put into ordinary prose at random: lines that the rules keep of the novels below RAYSTYLE_DATA, of
 every other novel where the model is measured, which then is asked for the others; and what bench/noise/*.tsv and the tests
 of packs call prose.
 """
@@ -25,7 +25,9 @@ MODEL = HERE.parent / "raystyle" / "corpus" / "rules" / "insets.npz"
 EPOCHS, MARGIN, SEED, FOLDS = 5, 3.0, 0, 5
 # What an inset must weigh, in whole updates of the perceptron. A higher bar misses insets, a lower one cuts into prose.
 BAR, BARS = 32, (8, 16, 24, 32, 48)
-GLUED, SHARE_OF_LINES, SHARE_INSIDE = 12_000, 0.4, 0.7
+GLUED, SHARE_OF_LINES, SHARE_OF_MARKS, SHARE_INSIDE = 16_000, 0.3, 0.2, 0.7
+# Prose that was written to look like noise counts so often.
+HARD = 3
 MAX_INSET, MIN_HOST, MAX_HOST = 32, 16, 160
 UNIT = 64  # weights are kept in so many parts of an update
 
@@ -115,15 +117,44 @@ def glue(inset: str, host: str, drawn: random.Random) -> tuple[str, tuple[int, i
     return host[:place] + inset + host[place:], (place, place + len(inset))
 
 
+# What printed pages and machines leave, of which there are too many shapes for a list: numbers between signs, and rubble.
+FRAMES = ("--", "- - ", "==", "<>", "~~", "～～", "||", "｜｜", "**", "＊＊", "  ", "//", "←→", "﹏﹏", "＝＝")
+NUMBERS = (
+    "{}",
+    "{}",
+    "P{}",
+    "P.{}",
+    "p{}",
+    "{}页",
+    "第{}页",
+    "{}/312",
+    "第{}节/共60节",
+    "第{}页 共9页",
+    "[{}]",
+    "0{}",
+    "A{}",
+)
+RUBBLE = "■□▲△·'`|1lIi!;:._~^*#@＂ˉ丨卜口﹏〃√∠＼／＿″"
+
+
+def mark(drawn: random.Random) -> str:
+    """The number of a page between signs, or what a scanner made of dirt."""
+    if drawn.random() < 0.3:
+        return "".join(drawn.choice(RUBBLE) for _ in range(drawn.randrange(2, 6)))
+    frame, times = drawn.choice(FRAMES), drawn.choice((1, 1, 2))
+    half = len(frame) // 2
+    return frame[:half] * times + drawn.choice(NUMBERS).format(drawn.randrange(1, 400)) + frame[half:] * times
+
+
 def examples(known: list[str], labelled: list[Line], prose: list[str], drawn: random.Random) -> list[Example]:
     short = [line.text for line in labelled if line.noise and 4 <= len(line.text) <= MAX_INSET]
     told = [line.text for line in labelled if not line.noise]
     hosts = [line for line in [*prose, *told] if MIN_HOST <= len(line) <= MAX_HOST]
-    glued = [
-        glue(drawn.choice(short if drawn.random() < SHARE_OF_LINES else known), drawn.choice(hosts), drawn)
-        for _ in range(GLUED)
-    ]
-    lines = [*prose, *told]
+    kinds = drawn.choices(
+        (short, known, ()), (SHARE_OF_LINES, 1 - SHARE_OF_LINES - SHARE_OF_MARKS, SHARE_OF_MARKS), k=GLUED
+    )
+    glued = [glue(drawn.choice(kind) if kind else mark(drawn), drawn.choice(hosts), drawn) for kind in kinds]
+    lines = [*prose, *told * HARD]
     pieces = pieces_of(lines)
     plain = [lines[n] for n in np.flatnonzero(insets.odd(pieces)).tolist()]
     return [example(text, span) for text, span in glued] + [example(text[:MAX_HOST], None) for text in plain]

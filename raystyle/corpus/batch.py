@@ -162,8 +162,9 @@ class Batch:
                 edited[n]: span
                 for n, span in insets.find(insets.load(), changed, np.flatnonzero(insets.odd(changed))).items()
             }
-            # What reads like noise as a whole has no sentence around the noise.
-            noisy_N = noise.load().scores(pieces_of([self.text(m) for m in found])) > 0
+            # Where what is left reads like noise, too, all of it is.
+            left = [text[:first] + text[last:] for m, (first, last) in found.items() if (text := self.text(m))]
+            noisy_N = noise.load().scores(pieces_of(left)) > 0
             places = [m for m, noisy in zip(found, noisy_N.tolist(), strict=True) if not noisy]
             for m in places:
                 edits = self.edited[m][1] if m in self.edited else []

@@ -97,7 +97,7 @@ _WEAK = [
     re.compile(rf"{_NUMBER}(?P<unit>[\s\u3000]){{1,4}}{_TITLE}"),
     # A number in other brackets: alone, or one of several digits as files are numbered; 【1】 and [1] begin notes and posts.
     re.compile(rf"(?P<unit>[【\[［〔「『<〈]){_NUMBER}[】\]］〕」』>〉]"),
-    re.compile(rf"(?P<unit>[【\[［〔])(?P<number>[0-9]{{2,4}}|[{NUMERALS}]{{1,4}})[】\]］〕]\s?{_TITLE}"),
+    re.compile(rf"(?P<unit>[【\[［〔〈<「『])(?P<number>[0-9]{{2,4}}|[{NUMERALS}]{{1,4}})[】\]］〕〉>」』]\s?{_TITLE}"),
     re.compile(rf"{_NUMBER}(?P<unit>[)）])\s?(?:{_TITLE})?"),
     # No title begins with a digit: 12：30 is a time.
     re.compile(rf"{_NUMBER}\s?(?P<unit>[-–—·•：:/／|｜])\s?(?=[\u3400-\u9fffA-Za-z]){_TITLE}"),

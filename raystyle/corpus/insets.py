@@ -64,7 +64,7 @@ _MARKED = re.compile(r"[，。！？；…”]")
 _ASKED = re.compile(rf"[^\u3400-\u9fff\u3040-\u30ff{PROSE_MARKS}]")
 _ODD = re.compile(rf"[^\u3400-\u9fff\u3040-\u30ff\s\-.~{PROSE_MARKS}]|\s.+\s")
 # An author's own remark, which `noise_aside` asks what it is; and what stands for a character that no font had.
-_ASIDE = re.compile(r"[（(][^（()）]*[）)]|[【\[〔［<][\u3400-\u9fff]{1,4}[】\]〕］>]")
+_ASIDE = re.compile(r"[（(][^（()）]*[）)]|(?:[【\[〔［<][\u3400-\u9fff]{1,4}[】\]〕］>]){1,3}")
 _HAN_LEFT = re.compile(r"[\u3400-\u9fff]")
 _BRACKETS = {
     "（": "）",

@@ -19,7 +19,7 @@ from raystyle.corpus.repeats import told
 # One of fewer pages may be a score, or a day.
 MIN_PAGES = 32
 _NO_PAGE = re.compile(r"(?!.*[0-9０-９])|(?:1[5-9]|20)[0-9]{2}$|([0-9])\1\1+$|23{2,3}$|520$|1314$|(?:.*[oOlIZBS]){3}")
-MAX_LONE_NUMBER = 14
+MAX_LONE_NUMBER = 20
 _number_starts = among(
     f" \u3000·•・‧.．—–―－-~～_=＿|｜▏▕丨/／\\＼[［〔〈<（(*＊0123456789０１２３４５６７８９oOlIZ{ORNAMENT}"
 )
