@@ -56,7 +56,9 @@ class Batch:
         self.paragraphs = put_together(self.lines, context.hard_wraps, asked)
         self.body = self.paragraphs.body
         self.bounds: list[int] = self.paragraphs.bounds_D.tolist()
-        self.layout_M = self.body.layout(self.lines.left_L[self.paragraphs.first_M])
+        # Paragraphs as they are by now, but for their indents.
+        layout = self.body.layout(self.lines.left_L[self.paragraphs.first_M])
+        self.layout_M = layout._replace(chars_L=layout.chars_L.copy())
         # What dropped a paragraph, or KEPT.
         self.rule_M = np.where(self.body.chars_I == 0, self.codes[steps.BLANK_LINE], KEPT).astype(np.int16)
         # Edited paragraphs: what they have become, and how.
@@ -80,10 +82,7 @@ class Batch:
 
     def lengths(self, paragraph_K: Places) -> Counts:
         """The characters of paragraphs as they are by now."""
-        chars_K = self.body.chars_I[paragraph_K]
-        for k in np.flatnonzero(self.edited_M[paragraph_K]).tolist():
-            chars_K[k] = len(self.edited[int(paragraph_K[k])][0])
-        return chars_K
+        return self.layout_M.chars_L[paragraph_K]
 
     def rewrite(self, number: int, text: str, to_simplified: str) -> None:
         """Rewrites that a work decides as a whole: odd characters that outnumber the usual ones, and its script."""
@@ -117,6 +116,8 @@ class Batch:
 
     def _edit(self, m: int, text: str, edits: list[Edit]) -> None:
         self.edited[m], self.edited_M[m] = (text, edits), True
+        self.layout_M.chars_L[m] = len(text)
+        self.layout_M.first_L[m], self.layout_M.last_L[m] = (ord(text[0]), ord(text[-1])) if text else (0, 0)
 
     def sweep(self) -> None:
         """Every paragraph that a rule may touch, by itself."""

@@ -95,8 +95,7 @@ def drop_recurring(work: Work) -> tuple[list[tuple[str, int]], list[str]]:
     """Drop lines that recur like boilerplate. Returns all that recur, with their counts, and the lines that would be
     boilerplate if other works had them too."""
     batch = work.batch
-    chars_M = batch.body.chars_I[work.first : work.last]
-    short_K = np.flatnonzero((work.rule_M < 0) & (chars_M <= MAX_RECURRING_CHARS)) + work.first
+    short_K = np.flatnonzero((work.rule_M < 0) & (work.all().chars_L <= MAX_RECURRING_CHARS)) + work.first
     often_K = short_K[_may_recur(work, short_K)]
     counts = Counter(batch.texts(often_K))
     often = repeats.recurring((text, count) for text, count in counts.items() if count >= MIN_RECURRENCE)
@@ -104,7 +103,7 @@ def drop_recurring(work: Work) -> tuple[list[tuple[str, int]], list[str]]:
     for m in often_K.tolist() if dropped else ():
         if batch.text(m) in dropped:
             work.drop(m, steps.RECURRING)
-    untold_K = short_K[batch.edited_M[short_K] | ~repeats.told(batch.layout_M.last_L[short_K])]
+    untold_K = short_K[~repeats.told(batch.layout_M.last_L[short_K])]
     plain = (text for text in set(batch.texts(untold_K)) if text not in dropped and text[-1] not in repeats.TOLD)
     unmarked = sorted(text for text in plain if repeats.is_boilerplate(text))
     return [(found.text, found.times) for found in often], unmarked
@@ -114,11 +113,11 @@ def _may_recur(work: Work, short_K: Places) -> Flags:
     """Which of some paragraphs have the same first, middle and last character as so many others that they may recur."""
     batch = work.batch
     middle_K = batch.body.codes_C[batch.body.start_I[short_K] + batch.body.chars_I[short_K] // 2].astype(np.int64)
-    first_K, last_K = (column[short_K].astype(np.int64) for column in batch.layout_M[2:])
-    key_K = first_K << 42 | middle_K << 21 | last_K
     for k in np.flatnonzero(batch.edited_M[short_K]).tolist():
         text = batch.text(int(short_K[k]))
-        key_K[k] = ord(text[0]) << 42 | ord(text[len(text) // 2]) << 21 | ord(text[-1])
+        middle_K[k] = ord(text[len(text) // 2])
+    first_K, last_K = (column[short_K].astype(np.int64) for column in batch.layout_M[2:])
+    key_K = first_K << 42 | middle_K << 21 | last_K
     _, inverse_K, counts = np.unique(key_K, return_inverse=True, return_counts=True)
     return counts[inverse_K] >= MIN_RECURRENCE
 
@@ -126,9 +125,7 @@ def _may_recur(work: Work, short_K: Places) -> Flags:
 def drop_lone_numbers(work: Work) -> None:
     """Drop lines that are a number and nothing else."""
     if work.does(steps.LONE_NUMBER):
-        columns = (work.batch.body.chars_I, *work.batch.layout_M[1:])
-        layout = context.Layout(*(column[work.first : work.last] for column in columns))
-        found = pages.lone_numbers(layout, work.line, lambda index: bool(work.rule_M[index] < 0))
+        found = pages.lone_numbers(work.all(), work.line, lambda index: bool(work.rule_M[index] < 0))
         for index in found:
             work.drop(work.first + index, steps.LONE_NUMBER)
 

@@ -57,6 +57,8 @@ INSIDE: tuple[Template, ...] = (
 BEGINS: tuple[Template, ...] = (((-1, 0), True), ((-1,), False), ((0,), False), ((-1, 0), False), ((0, 1), False))
 ENDED: tuple[Template, ...] = (((-1, 0), True), ((-1,), False), ((0,), False), ((-1, 0), False), ((-2, -1), False))
 REACH = 2
+# Characters at once: what is known of them stays in the cache.
+_BLOCK = 1 << 14
 MIN_CHARS, MAX_CHARS = 2, 60
 # What is left is a sentence: so many Chinese characters, and a mark.
 MIN_LEFT = 8
@@ -66,21 +68,15 @@ _ODD = re.compile(rf"[^\u3400-\u9fff\u3040-\u30ff\s\-.~{PROSE_MARKS}]|\s.+\s")
 # An author's own remark, which `noise_aside` asks what it is; and what stands for a character that no font had.
 _ASIDE = re.compile(r"[（(][^（()）]*[）)]|(?:[【\[〔［<][\u3400-\u9fff]{1,4}[】\]〕］>]){1,3}")
 _HAN_LEFT = re.compile(r"[\u3400-\u9fff]")
-_BRACKETS = {
-    "（": "）",
-    "(": ")",
-    "【": "】",
-    "[": "]",
-    "〔": "〕",
-    "{": "}",
-    "『": "』",
-    "〖": "〗",
-    "｛": "｝",
-    "［": "］",
-    "〈": "〉",
-    "<": ">",
-}
+_BRACKETS = dict(zip("（(【[〔{『〖｛［〈<《「“", "）)】]〕}』〗｝］〉>》」”", strict=True))
+_ARROWS = ("←→", "→←", "↗↙", "↙↗", "↘↖", "↖↘", "↘↙", "↙↘", "↖↗", "↗↖", "▶◀", "►◄", "☞☜")
 _WORD = re.compile(r"[A-Za-z0-9０-９Ａ-Ｚａ-ｚ]")
+_SIGN_ALONE = re.compile(rf"[^\w\s{PROSE_MARKS}{re.escape(''.join(_BRACKETS) + ''.join(_BRACKETS.values()))}]")
+# An inset between signs or brackets, which a few characters of the sentence stand beside.
+_EDGE = rf"[^\w\s{PROSE_MARKS}]"
+_FRAMED = re.compile(
+    rf"[\u3400-\u9fff]{{0,4}}(?P<inset>(?P<opens>{_EDGE})[^\n]*(?P<closes>{_EDGE}))[\u3400-\u9fff]{{0,4}}"
+)
 _LINE_FEED = ord("\n")
 
 Sums = NDArray[np.int64]
@@ -156,15 +152,16 @@ def odd(lines: Pieces) -> Flags:
 
 def find(model: Model, lines: Pieces, index_N: Places) -> dict[int, tuple[int, int]]:
     """The insets of some lines: from which character to which."""
-    if not len(index_N):
-        return {}
-    code_C, start_N = usual(lines, index_N)
-    best_N, first_N, last_N = model.best(code_C, start_N, lines.chars_I[index_N].astype(np.int64))
     found = {}
-    for n in np.flatnonzero(best_N > 0).tolist():
-        line = lines.text(int(index_N[n]))
-        if span := whole(line, int(first_N[n]), int(last_N[n])):
-            found[int(index_N[n])] = span
+    for block_N in np.split(index_N, np.flatnonzero(np.diff(np.cumsum(lines.chars_I[index_N]) // _BLOCK)) + 1):
+        if not len(block_N):
+            continue
+        code_C, start_N = usual(lines, block_N)
+        best_N, first_N, last_N = model.best(code_C, start_N, lines.chars_I[block_N].astype(np.int64))
+        for n in np.flatnonzero(best_N > 0).tolist():
+            line = lines.text(int(block_N[n]))
+            if span := whole(line, int(first_N[n]), int(last_N[n])):
+                found[int(block_N[n])] = span
     return found
 
 
@@ -174,32 +171,43 @@ def inset(line: str) -> tuple[int, int] | None:
 
 
 def whole(line: str, first: int, last: int) -> tuple[int, int] | None:
-    """The characters from `first` to `last`, and what belongs to them: the other one of two brackets, the rest of a word in
-    letters. None where that is prose alone or an aside, of no inset's length, or no sentence would be left."""
+    """The characters from `first` to `last`, and what belongs to them (`_completed`), without words of the sentence outside
+    the signs that frame an inset. None where that is prose alone or an aside, of no inset's length, or no sentence would be
+    left."""
+    first, last = _completed(line, first, last)
+    framed = _FRAMED.fullmatch(line, first, last)
+    if framed and _pairs(framed["opens"], framed["closes"]):
+        first, last = framed.span("inset")
+    cut, left = line[first:last], line[:first] + line[last:]
+    if not _ODD.search(cut) or _ASIDE.fullmatch(cut) or last - first > MAX_CHARS or not _MARKED.search(left):
+        return None
+    return (first, last) if len(_HAN_LEFT.findall(left)) >= max(MIN_LEFT, last - first) else None
+
+
+def _completed(line: str, first: int, last: int) -> tuple[int, int]:
+    """A run with the other one of two brackets, the rest of a word in letters, and the signs beside it."""
     for opens, closes in _BRACKETS.items():
         part = line[first:last]
-        if part.count(opens) > part.count(closes) and (at := line.find(closes, last)) >= 0 and at - last <= MAX_CHARS:
+        more = part.count(opens) - part.count(closes)
+        if more > 0 and (at := line.find(closes, last)) >= 0 and at - last <= MAX_CHARS:
             last = at + 1
-        elif (
-            part.count(opens) < part.count(closes)
-            and (at := line.rfind(opens, 0, first)) >= 0
-            and first - at <= MAX_CHARS
-        ):
+        elif more < 0 and (at := line.rfind(opens, 0, first)) >= 0 and first - at <= MAX_CHARS:
             first = at
-    while first and _WORD.match(line[first]) and _WORD.match(line[first - 1]):
+    for kind in (_WORD, _SIGN_ALONE):
+        while first and kind.match(line[first]) and kind.match(line[first - 1]):
+            first -= 1
+        while last < len(line) and kind.match(line[last - 1]) and kind.match(line[last]):
+            last += 1
+    while first and _SIGN_ALONE.match(line[first - 1]) and _pairs(line[first - 1], line[last - 1]):
         first -= 1
-    while last < len(line) and _WORD.match(line[last - 1]) and _WORD.match(line[last]):
+    while last < len(line) and _SIGN_ALONE.match(line[last]) and _pairs(line[first], line[last]):
         last += 1
-    cut, left = line[first:last], line[:first] + line[last:]
-    if not _ODD.search(cut) or _ASIDE.fullmatch(cut):
-        return None
-    if (
-        last - first > MAX_CHARS
-        or len(_HAN_LEFT.findall(left)) < max(MIN_LEFT, last - first)
-        or not _MARKED.search(left)
-    ):
-        return None
     return first, last
+
+
+def _pairs(opens: str, closes: str) -> bool:
+    """Whether two signs stand on either side of something."""
+    return opens == closes or _BRACKETS.get(opens) == closes or opens + closes in _ARROWS
 
 
 @functools.cache

@@ -50,12 +50,15 @@ class Work:
         return self.batch.text(self.first + index)
 
     def layout(self, seen: Iterable[int]) -> context.Layout:
-        """The paragraphs as they came in; those that are dropped count as blank, but for headings, whose places `seen` names."""
-        chars_M = self.batch.body.chars_I[self.first : self.last]
+        """The paragraphs as they are by now; those that are dropped count as blank, but for headings, whose places `seen` names."""
         seen_M = self.rule_M < 0
         seen_M[list(seen)] = True
-        indents_and_ends = (column[self.first : self.last] for column in self.batch.layout_M[1:])
-        return context.Layout(np.where(seen_M, chars_M, 0), *indents_and_ends)
+        layout = self.all()
+        return layout._replace(chars_L=np.where(seen_M, layout.chars_L, 0))
+
+    def all(self) -> context.Layout:
+        """The paragraphs as they are by now, also those that are dropped."""
+        return context.Layout(*(column[self.first : self.last] for column in self.batch.layout_M))
 
     def joined(self) -> tuple[Places, Places, context.Layout]:
         """Kept paragraphs, those that go on in the next as one: where among them each begins and ends, and their layout."""

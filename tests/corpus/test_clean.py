@@ -96,6 +96,7 @@ def rows(removed: pa.Table) -> list[dict[str, Any]]:
 
 
 @given(texts)
+@example("\x1b0")
 @settings(max_examples=150)
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     once, _ = clean(text, RULES)
