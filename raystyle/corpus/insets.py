@@ -59,8 +59,8 @@ ENDED: tuple[Template, ...] = (((-1, 0), True), ((-1,), False), ((0,), False), (
 REACH = 2
 # Characters at once: what is known of them stays in the cache.
 _BLOCK = 1 << 14
-MIN_CHARS, MAX_CHARS = 2, 60
-# What is left is a sentence: so many Chinese characters, and a mark.
+MIN_CHARS, MAX_CHARS = 2, 120
+# What is left is a sentence: so many Chinese characters, more than there are words in what goes, and a mark.
 MIN_LEFT = 8
 _MARKED = re.compile(r"[，。！？；…”]")
 _ASKED = re.compile(rf"[^\u3400-\u9fff\u3040-\u30ff{PROSE_MARKS}]")
@@ -68,6 +68,7 @@ _ODD = re.compile(rf"[^\u3400-\u9fff\u3040-\u30ff\s\-.~{PROSE_MARKS}]|\s.+\s")
 # An author's own remark, which `noise_aside` asks what it is; and what stands for a character that no font had.
 _ASIDE = re.compile(r"[（(][^（()）]*[）)]|(?:[【\[〔［<][\u3400-\u9fff]{1,4}[】\]〕］>]){1,3}")
 _HAN_LEFT = re.compile(r"[\u3400-\u9fff]")
+_WORDS = re.compile(r"[\u3400-\u9fff]|[A-Za-z0-9]+|[^\sA-Za-z0-9]")
 _BRACKETS = dict(zip("（(【[〔{『〖｛［〈<《「“", "）)】]〕}』〗｝］〉>》」”", strict=True))
 _ARROWS = ("←→", "→←", "↗↙", "↙↗", "↘↖", "↖↘", "↘↙", "↙↘", "↖↗", "↗↖", "▶◀", "►◄", "☞☜")
 _WORD = re.compile(r"[A-Za-z0-9０-９Ａ-Ｚａ-ｚ]")
@@ -181,7 +182,7 @@ def whole(line: str, first: int, last: int) -> tuple[int, int] | None:
     cut, left = line[first:last], line[:first] + line[last:]
     if not _ODD.search(cut) or _ASIDE.fullmatch(cut) or last - first > MAX_CHARS or not _MARKED.search(left):
         return None
-    return (first, last) if len(_HAN_LEFT.findall(left)) >= max(MIN_LEFT, last - first) else None
+    return (first, last) if len(_HAN_LEFT.findall(left)) >= max(MIN_LEFT, len(_WORDS.findall(cut))) else None
 
 
 def _completed(line: str, first: int, last: int) -> tuple[int, int]:
