@@ -170,8 +170,8 @@ class Batch:
             for m in places:
                 edits = self.edited[m][1] if m in self.edited else []
                 swept = sweep(self.body.text(m), (), self.rules, edits, (_INSET, [(*found[m], "")]))
-                self._take(m, swept)
                 self.candidates[self._number(m)].pop(m, None)
+                self._take(m, swept)
                 if not swept.dropped:
                     self._find_heading(m, swept.text, self.rules.weak)
             paragraph_K = np.array(places, np.int64)

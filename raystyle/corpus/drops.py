@@ -16,6 +16,8 @@ from raystyle.corpus.work import Work
 
 # A line that stands fewer times in a work is no candidate for what recurs; and a long one is a paragraph.
 MIN_RECURRENCE, MAX_RECURRING_CHARS = 20, 80
+# A title page has so many names at most: the work's, its series', its author's.
+MAX_NAMES = 12
 
 
 def drop_headings(work: Work) -> set[int]:
@@ -134,11 +136,14 @@ def drop_top(work: Work) -> list[str]:
     """Drop what rules know above the first line that is kept, a heading that opens the text, and the work's name. Returns
     the lines that may be that name."""
     batch, rule_M = work.batch, work.batch.rule_M
+    listed = {batch.codes[name] for name in (steps.CONTENTS, steps.PROVEN_HEADING)}
     nameless = batch.codes[steps.NOISE_LINE], batch.codes[steps.WORK_TITLE]
     titles: list[str] = []
     for m in range(work.first, work.last):
         if rule_M[m] >= 0:
-            titles += context.names_in(batch.body.text(m))
+            # A chapter's title is no work's name.
+            if batch.beside_R[rule_M[m]] != noise.HEADING and rule_M[m] not in listed and len(titles) < MAX_NAMES:
+                titles += context.names_in(batch.body.text(m))
             if rule_M[m] in nameless:
                 titles += filter(context.is_title, [context.without_part(batch.body.text(m))])
             continue

@@ -41,7 +41,7 @@ for _characters, _kind in (
 ):
     KIND_U[[ord(character) for character in _characters]] = _kind
 # What stands in prose; a line without any other character is not asked.
-PROSE_MARKS = "，。！？；：、…“”‘’「」『』《》—·．－～"
+PROSE_MARKS = "，。！？；：、…“”‘’「」『』《》—·．－～〇々\"',?!:;"
 PROSE_U = np.zeros(0x10000, bool)
 PROSE_U[0x3400:0xA000] = PROSE_U[0x3040:0x3100] = True  # kana, too
 PROSE_U[[ord(character) for character in "\n" + PROSE_MARKS]] = True
@@ -60,6 +60,8 @@ REACH = 2
 # Characters at once: what is known of them stays in the cache.
 _BLOCK = 1 << 14
 MIN_CHARS, MAX_CHARS = 2, 120
+# A longer line is no paragraph of prose, and would take the more memory and time the longer it is.
+MAX_LINE = 2_000
 # What is left is a sentence: so many Chinese characters, more than there are words in what goes, and a mark.
 MIN_LEFT = 8
 _MARKED = re.compile(r"[，。！？；…”]")
@@ -71,6 +73,8 @@ _HAN_LEFT = re.compile(r"[\u3400-\u9fff]")
 _WORDS = re.compile(r"[\u3400-\u9fff]|[A-Za-z0-9]+|[^\sA-Za-z0-9]")
 _BRACKETS = dict(zip("（(【[〔{『〖｛［〈<《「“", "）)】]〕}』〗｝］〉>》」”", strict=True))
 _ARROWS = ("←→", "→←", "↗↙", "↙↗", "↘↖", "↖↘", "↘↙", "↙↘", "↖↗", "↗↖", "▶◀", "►◄", "☞☜")
+# Units, formulas, places of a disk: a story's.
+_MEASURED = re.compile(r"[℃℉°′″²³⁰-⁹₀-₉±×÷√]|[A-Za-z]:[\\/]|\bsudo\b|[A-Za-z]\([a-z]\)\s?=")
 _WORD = re.compile(r"[A-Za-z0-9０-９Ａ-Ｚａ-ｚ]")
 _SIGN_ALONE = re.compile(rf"[^\w\s{PROSE_MARKS}{re.escape(''.join(_BRACKETS) + ''.join(_BRACKETS.values()))}]")
 # An inset between signs or brackets, which a few characters of the sentence stand beside.
@@ -154,6 +158,7 @@ def odd(lines: Pieces) -> Flags:
 def find(model: Model, lines: Pieces, index_N: Places) -> dict[int, tuple[int, int]]:
     """The insets of some lines: from which character to which."""
     found = {}
+    index_N = index_N[lines.chars_I[index_N] <= MAX_LINE]
     for block_N in np.split(index_N, np.flatnonzero(np.diff(np.cumsum(lines.chars_I[index_N]) // _BLOCK)) + 1):
         if not len(block_N):
             continue
@@ -180,7 +185,13 @@ def whole(line: str, first: int, last: int) -> tuple[int, int] | None:
     if framed and _pairs(framed["opens"], framed["closes"]):
         first, last = framed.span("inset")
     cut, left = line[first:last], line[:first] + line[last:]
-    if not _ODD.search(cut) or _ASIDE.fullmatch(cut) or last - first > MAX_CHARS or not _MARKED.search(left):
+    if (
+        not _ODD.search(cut)
+        or _MEASURED.search(cut)
+        or _ASIDE.fullmatch(cut)
+        or last - first > MAX_CHARS
+        or not _MARKED.search(left)
+    ):
         return None
     return (first, last) if len(_HAN_LEFT.findall(left)) >= max(MIN_LEFT, len(_WORDS.findall(cut))) else None
 

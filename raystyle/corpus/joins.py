@@ -1,9 +1,14 @@
 """Halves of sentences that are put together once what stood between them is gone."""
 
+import bisect
+
 import numpy as np
 
 from raystyle.corpus import context, headings, insets, steps
 from raystyle.corpus.work import Work
+
+# Halves that would be a longer paragraph than anyone writes stay apart.
+MAX_JOINED = 20_000
 
 
 def mend_page_breaks(work: Work) -> None:
@@ -30,16 +35,14 @@ def mend_wraps(work: Work) -> None:
         begins_N, ends_N, layout = work.joined()
         starts, ends = work.kept_K[begins_N], work.kept_K[ends_N - 1]
         # Never across a heading: what stands behind it is another chapter.
-        joins = [
-            int(ends[n])
-            for n in np.flatnonzero(context.hard_wraps(layout)[:-1])
-            if not any(m in work.headings for m in range(ends[n], starts[n + 1]))
-            and _is_clean(work, int(ends[n]), int(starts[n + 1]))
-        ]
-        if not joins:
+        joined = False
+        for n in np.flatnonzero(context.hard_wraps(layout)[:-1]):
+            before, after = int(ends[n]), int(starts[n + 1])
+            if not any(m in work.headings for m in range(before, after)) and _is_clean(work, before, after):
+                _join(work, before, steps.HARD_WRAP)
+                joined = True
+        if not joined:
             return
-        for m in joins:
-            _join(work, m, steps.HARD_WRAP)
 
 
 def _join(work: Work, m: int, step: str) -> None:
@@ -49,9 +52,18 @@ def _join(work: Work, m: int, step: str) -> None:
 
 
 def _is_clean(work: Work, before: int, after: int) -> bool:
-    """Whether no rule would touch two halves put together, nor the model cut into them, and they are no heading: else they had
-    better stay apart."""
-    whole = work.batch.text(before) + work.batch.text(after)
+    """Whether no rule would touch two halves put together, with what is joined to them already, nor the model cut into them, and
+    they are no heading: else they had better stay apart."""
+    places = work.kept_K.tolist()
+    first = last = bisect.bisect_left(places, before)
+    while first and places[first - 1] in work.unbroken:
+        first -= 1
+    last += 1
+    while places[last] in work.unbroken:
+        last += 1
+    whole = "".join(work.batch.texts(work.kept_K[first : last + 1]))
+    if len(whole) > MAX_JOINED:
+        return False
     if headings.weak_candidate(before, whole) or (work.does(steps.NOISE_INSET) and insets.inset(whole)):
         return False
     rules = work.batch.rules.of(whole)

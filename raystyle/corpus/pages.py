@@ -8,6 +8,7 @@ L lines of the work, N of them not blank.
 import re
 from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,25 +29,33 @@ COUNTDOWN = 12
 UNREAD = -1
 
 
-def lone_number(text: str) -> int | None:
-    """The number that is all of a line, UNREAD where it was misread or in Han numerals; None if the line is no such number."""
+class Number(NamedTuple):
+    """The number that is all of a line, UNREAD where it was misread; and of how many pages, where the line says so."""
+
+    page: int
+    pages: int | None = None
+
+
+def lone_number(text: str) -> Number | None:
+    """The number that is all of a line; None if the line is no such number."""
     hit = LONE_NUMBER.fullmatch(text)
     if not hit:
         return None
     if hit["pages"]:
         page, pages = int(hit["page"]), int(hit["pages"])
-        return page if page <= pages >= MIN_PAGES else None
-    if not (written := hit["number"] or hit["framed"]):
-        return UNREAD
-    number = "".join(written.split())
+        return Number(page, pages) if page <= pages >= MIN_PAGES else None
+    if hit["numeral"]:
+        return Number(parse_number(hit["numeral"]) or UNREAD)
+    number = "".join((hit["number"] or hit["framed"]).split())
     if _NO_PAGE.match(number):
         return None
-    return int(number) if number.isdecimal() else UNREAD
+    return Number(int(number) if number.isdecimal() else UNREAD)
 
 
 def lone_numbers(layout: Layout, line: Callable[[int], str], left: Callable[[int], bool]) -> set[int]:
     """Lines that are a number and nothing else: of a page, or of a section. `layout` holds also what was dropped; `left`
-    says which lines are not. Numbers side by side, or that go down, are somebody's list or count, and stay.
+    says which lines are not. Numbers side by side, or that go down, are somebody's list or count, and stay; so does one of
+    many (45/100) that no higher one of as many follows or precedes.
 
     What stays does so again when others are gone: numbers that keep each other are next to each other among all lines, or
     among the numbers, and stay so.
@@ -58,10 +67,16 @@ def lone_numbers(layout: Layout, line: Callable[[int], str], left: Callable[[int
         for n in np.flatnonzero(may_N).tolist()
         if left(int(place_N[n])) and (number := lone_number(line(int(place_N[n])))) is not None
     }
+    of_pages: dict[int, list[int]] = {}
+    for number in numbers.values():
+        if number.pages:
+            of_pages.setdefault(number.pages, []).append(number.page)
+    rising = {pages for pages, found in of_pages.items() if len(found) > 1 and all(a < b for a, b in pairwise(found))}
+    pages = {n: number.page for n, number in numbers.items() if number.pages is None or number.pages in rising}
     kept: set[int] = set()
-    ordered = list(numbers)
+    ordered = list(pages)
     for a, b in pairwise(ordered):
-        if b == a + 1 or (b - a <= COUNTDOWN and numbers[a] == numbers[b] + 1 > 0):
+        if b == a + 1 or (b - a <= COUNTDOWN and pages[a] == pages[b] + 1 > 0):
             kept |= {a, b}
     return {int(place_N[n]) for n in ordered if n not in kept}
 

@@ -255,7 +255,7 @@ class Rules:
              r.at_start, r.interrupts, r.replace, r.table, r.unescape, r.outnumbers, r.like_noise]
             for r in self.rules
         ]  # fmt: skip
-        judged = NOISE_LINE not in self.off or any(rule.like_noise for rule in self.rules)
+        judged = {NOISE_LINE, NOISE_INSET} - self.off or any(rule.like_noise for rule in self.rules)
         models = [noise.digest() if judged else None, None if NOISE_INSET in self.off else insets.digest()]
         return hashlib.sha256(json.dumps([doing, sorted(self.off), models], ensure_ascii=False).encode()).hexdigest()
 

@@ -260,6 +260,22 @@ def test_page_numbers_inside_sentences_are_no_chapters() -> None:
 PAGE = "他坐在黑地里听雨，心里想着明天的路，不知道从哪里走起才好。后来他推开门，看见屋里"
 
 
+@pytest.mark.parametrize("number", ["404", "404 "])
+def test_the_title_of_a_chapter_is_no_works_name(number: str) -> None:
+    text = f"第一章 女生宿舍\n{PAGE}面没有人。\n她拖着箱子住进了{number}女生宿舍，屋里没有人。\n{PAGE}面没有人。"
+    assert f"{number}女生宿舍" in clean(text, RULES)[0].text
+    listed = "目录\n第一章 风起\n第二章 女生宿舍\n第三章 归途\n" + text
+    assert f"{number}女生宿舍" in clean(listed, RULES)[0].text
+
+
+def test_numbers_that_count_down_stay_in_any_writing() -> None:
+    counted = "\n".join(f"—{number}—\n他握紧了拳头，没有说话。" for number in "三二一")
+    assert cleaned_text(f"{PAGE}面没有人。\n{counted}").count("—") == 6
+    assert "[45/100]" in cleaned_text(f"{PAGE}面没有人。\n[45/100]\n他的血条又少了一截。")
+    pages = "\n".join(f"{PAGE}\n{page}/196\n没有人，只有一盏灯。" for page in (12, 13))
+    assert "196" not in cleaned_text(pages)
+
+
 def test_the_heads_of_pages_amid_sentences_go() -> None:
     """A line that is not the work's name is a head where three sentences go through it, or two and it has pages' numbers."""
     for head, enough in (("云边旧事　{}", 2), ("{}　云边旧事", 2), ("云边旧事　十{}", 3), ("云边旧事", 3)):

@@ -145,7 +145,7 @@ def test_lines_that_are_found_count_as_noise_beside_others() -> None:
 
 
 def test_the_rules_digest_knows_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    off = load_rules("zh_web_novel", disable=[NOISE_LINE, "noise_aside"])
+    off = load_rules("zh_web_novel", disable=[NOISE_LINE, "noise_aside", "noise_inset"])
     before = RULES.digest, off.digest
     monkeypatch.setattr(noise, "digest", lambda: "another")
     assert RULES.digest != before[0] and off.digest == before[1]
