@@ -92,17 +92,6 @@ def test_cleaning_twice_is_cleaning_once(glued: list[tuple[int, str]]) -> None:
     assert clean(cleaned.text, RULES)[0].text == cleaned.text
 
 
-@pytest.mark.parametrize(
-    ("line", "part", "cut"),
-    [
-        (HOST[:14] + "【云边b站" + "，二楼】" + HOST[14:], "【云边b", "【云边b站，二楼】"),
-        (HOST[:14] + "yunbian99" + HOST[14:], "bian", "yunbian99"),
-        (HOST[:14] + "（他的a）" + HOST[14:], "（他的a）", None),  # an aside
-        (HOST[:14] + "【足云】" + HOST[14:], "【足云】", None),  # stands for a character
-        (HOST, "坐在黑地里", None),  # prose
-        ("他走了，" + "a" * 20, "a" * 20, None),  # no sentence is left
-    ],
-)
 @pytest.mark.parametrize("inset", ["[本楼已被编辑【52】过3次]", *UNKNOWN])
 def test_what_is_joined_piece_by_piece_is_cut_then_or_never(inset: str) -> None:
     """More of a sentence is left around an inset in three pieces than in two: they are asked for as they would stand."""
@@ -120,6 +109,17 @@ def test_a_line_that_is_no_paragraph_is_not_asked() -> None:
     assert "=57=" not in clean(line[: insets.MAX_LINE // 2], RULES)[0].text
 
 
+@pytest.mark.parametrize(
+    ("line", "part", "cut"),
+    [
+        (HOST[:14] + "【云边b站" + "，二楼】" + HOST[14:], "【云边b", "【云边b站，二楼】"),
+        (HOST[:14] + "yunbian99" + HOST[14:], "bian", "yunbian99"),
+        (HOST[:14] + "（他的a）" + HOST[14:], "（他的a）", None),  # an aside
+        (HOST[:14] + "【足云】" + HOST[14:], "【足云】", None),  # stands for a character
+        (HOST, "坐在黑地里", None),  # prose
+        ("他走了，" + "a" * 20, "a" * 20, None),  # no sentence is left
+    ],
+)
 def test_an_inset_is_whole_or_none(line: str, part: str, cut: str | None) -> None:
     first = line.index(part)
     span = insets.whole(line, first, first + len(part))
