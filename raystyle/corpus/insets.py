@@ -95,7 +95,7 @@ class Model(NamedTuple):
 
     def best(self, code_C: NDArray[np.uint16], start_N: Places, chars_N: Places) -> tuple[Sums, Places, Places]:
         """For each line, which line feeds surround, the highest sum of a run less the bar, and where the run begins and ends;
-        `code_C` are usual characters (noise.usual)."""
+        `code_C` are usual characters (`usual`)."""
         inside_C, begins_C, ended_C = (self._sums(code_C, role) for role in (INSIDE, BEGINS, ENDED))
         before_C = np.append(0, np.cumsum(inside_C))[:-1]  # all characters before this one
         line_C = np.repeat(np.arange(len(start_N)), np.diff(np.append(start_N, len(code_C))))

@@ -1,7 +1,5 @@
 """Halves of sentences that are put together once what stood between them is gone."""
 
-import bisect
-
 import numpy as np
 
 from raystyle.corpus import context, headings, insets, steps
@@ -54,12 +52,11 @@ def _join(work: Work, m: int, step: str) -> None:
 def _is_clean(work: Work, before: int, after: int) -> bool:
     """Whether no rule would touch two halves put together, with what is joined to them already, nor the model cut into them, and
     they are no heading: else they had better stay apart."""
-    places = work.kept_K.tolist()
-    first = last = bisect.bisect_left(places, before)
-    while first and places[first - 1] in work.unbroken:
+    first = last = int(np.searchsorted(work.kept_K, before))
+    while first and int(work.kept_K[first - 1]) in work.unbroken:
         first -= 1
     last += 1
-    while places[last] in work.unbroken:
+    while int(work.kept_K[last]) in work.unbroken:
         last += 1
     whole = "".join(work.batch.texts(work.kept_K[first : last + 1]))
     if len(whole) > MAX_JOINED:
