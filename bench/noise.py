@@ -34,7 +34,7 @@ MODEL = HERE.parent / "raystyle" / "corpus" / "rules" / "noise.npz"
 EPOCHS, RATE, SEED = 10, 0.1, 0
 LINES_OF_A_NOVEL = 1000
 # How sure the model must be, in logits. A higher bar loses noise, a lower one prose: the report has both for several.
-BAR = 0.5
+BAR = 1.0
 # A short line says little, and people in stories say such things too: up to six characters the bar is higher by so much.
 SHORT, HIGHER = 6, 1.0
 # What stands beside a line may tip the scales, not outweigh what it says: noise next to prose would take all of it along.

@@ -216,11 +216,11 @@ def continues(before: str, after: str, indented: bool | None) -> bool:
 
 
 # A number alone, as misread or framed as scanned pages have it; no year, and no laughter or code of chat: 666, 2333, 520.
-FRAME = r"[\s\u3000·•・‧.．—–―－\-~～_=＿|｜▏▕丨/／\\＼\[\]［］〔〕〈〉<>（）()*＊]"
+FRAME = r"[\s\u3000·•・‧.．—–―－\-~～_=＿|｜▏▕丨/／\\＼\[\]［］〔〕〈〉<>＜＞«»（）()*＊]"
 ORNAMENT = "◆◇●○■□★☆※◎‖#＃«»←→♦"
 _NUMERALS = "[〇零○一二三四五六七八九十百廿卅]"
 LONE_NUMBER = re.compile(
-    rf"{FRAME}{{0,8}}(?P<number>[0-9０-９oOlIZ](?:[\s\u3000]?[0-9０-９oOlIZBS]){{0,3}})[+＋]?(?:{FRAME}{{0,8}}|[\s\u3000]一)"
+    rf"{FRAME}{{0,40}}(?P<number>[0-9０-９oOlIZ](?:[\s\u3000]?[0-9０-９oOlIZBS]){{0,3}})[+＋]?(?:{FRAME}{{0,40}}|[\s\u3000]一)"
     rf"|[{ORNAMENT}\s\u3000]{{1,4}}(?P<framed>[0-9０-９]{{1,4}})[{ORNAMENT}\s\u3000]{{1,4}}"
     rf"|(?=[\s\u3000]*[（(]?[\s\u3000]*[·•‧—–―－~～=＝|｜‖])(?:{FRAME}|‖){{1,5}}(?P<numeral>{_NUMERALS}{{1,4}})(?:{FRAME}|‖){{1,5}}"
     rf"|{FRAME}{{0,3}}(?P<page>[0-9０-９]{{1,4}})[\s\u3000]?[/／][\s\u3000]?(?P<pages>[0-9０-９]{{2,4}}){FRAME}{{0,3}}"

@@ -70,7 +70,7 @@ _ODD = re.compile(rf"[^\u3400-\u9fff\u3040-\u30ff\s\-.~{PROSE_MARKS}]|\s.+\s")
 # An author's own remark, which `noise_aside` asks what it is; and what stands for a character that no font had.
 _ASIDE = re.compile(r"[（(][^（()）]*[）)]|(?:[【\[〔［<][\u3400-\u9fff]{1,4}[】\]〕］>]){1,3}")
 _HAN_LEFT = re.compile(r"[\u3400-\u9fff]")
-_WORDS = re.compile(r"[\u3400-\u9fff]|[A-Za-z0-9]+|[^\sA-Za-z0-9]")
+_WORDS = re.compile(r"[\u3400-\u9fff]|[A-Za-z0-9]+|([^\sA-Za-z0-9])\1*")
 _BRACKETS = dict(zip("（(【[〔{『〖｛［〈<《「“", "）)】]〕}』〗｝］〉>》」”", strict=True))
 _ARROWS = ("←→", "→←", "↗↙", "↙↗", "↘↖", "↖↘", "↘↙", "↙↘", "↖↗", "↗↖", "▶◀", "►◄", "☞☜")
 # Units, formulas, places of a disk: a story's.
@@ -174,6 +174,11 @@ def find(model: Model, lines: Pieces, index_N: Places) -> dict[int, tuple[int, i
 def inset(line: str) -> tuple[int, int] | None:
     """The inset of one line."""
     return find(load(), pieces_of([line]), np.zeros(1, np.int64)).get(0) if _ASKED.search(line) else None
+
+
+def suspected(line: str) -> tuple[int, int] | None:
+    """What is likest to an inset in one line, where it is known that there is noise in it."""
+    return find(load()._replace(bar=0), pieces_of([line]), np.zeros(1, np.int64)).get(0)
 
 
 def whole(line: str, first: int, last: int) -> tuple[int, int] | None:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from raystyle.corpus import context, headings, insets, steps
+from raystyle.corpus import context, headings, insets, noise, steps
+from raystyle.corpus.lines import pieces_of
 from raystyle.corpus.work import Work
 
 # Halves that would be a longer paragraph than anyone writes stay apart.
@@ -23,7 +24,7 @@ def mend_page_breaks(work: Work) -> None:
     for before, after in dict.fromkeys(zip(before_M[places_M].tolist(), after_M[places_M].tolist(), strict=True)):
         if before < first or after >= last or batch.rule_M[before] >= 0 or batch.rule_M[after] >= 0:
             continue
-        if work.go_on(before, after) and _is_clean(work, before, after):
+        if work.go_on(before, after) and (whole := _clean_whole(work, before, after)) and not _is_noise(work, whole):
             _join(work, before, steps.PAGE_BREAK)
 
 
@@ -36,7 +37,7 @@ def mend_wraps(work: Work) -> None:
         joined = False
         for n in np.flatnonzero(context.hard_wraps(layout)[:-1]):
             before, after = int(ends[n]), int(starts[n + 1])
-            if not any(m in work.headings for m in range(before, after)) and _is_clean(work, before, after):
+            if not any(m in work.headings for m in range(before, after)) and _clean_whole(work, before, after):
                 _join(work, before, steps.HARD_WRAP)
                 joined = True
         if not joined:
@@ -49,9 +50,9 @@ def _join(work: Work, m: int, step: str) -> None:
     work.batch.joined_L[work.batch.last_line(m)] = work.batch.codes[step]
 
 
-def _is_clean(work: Work, before: int, after: int) -> bool:
-    """Whether no rule would touch two halves put together, with what is joined to them already, nor the model cut into them, and
-    they are no heading: else they had better stay apart."""
+def _clean_whole(work: Work, before: int, after: int) -> str | None:
+    """Two halves put together, with what is joined to them already; None if a rule would touch that, or the model cut into it,
+    or it is a heading: then they had better stay apart."""
     first = last = int(np.searchsorted(work.kept_K, before))
     while first and int(work.kept_K[first - 1]) in work.unbroken:
         first -= 1
@@ -60,8 +61,14 @@ def _is_clean(work: Work, before: int, after: int) -> bool:
         last += 1
     whole = "".join(work.batch.texts(work.kept_K[first : last + 1]))
     if len(whole) > MAX_JOINED:
-        return False
+        return None
     if headings.weak_candidate(before, whole) or (work.does(steps.NOISE_INSET) and insets.inset(whole)):
-        return False
+        return None
     rules = work.batch.rules.of(whole)
-    return not any(rule.spans(whole) for rule in rules if not rule.at_start and not rule.outnumbers)
+    touched = any(rule.spans(whole) for rule in rules if not rule.at_start and not rule.outnumbers)
+    return None if touched else whole
+
+
+def _is_noise(work: Work, whole: str) -> bool:
+    """Whether halves would go as noise together. A note of somebody's may end where prose begins: each is judged by itself."""
+    return work.does(steps.NOISE_LINE) and bool(noise.load().scores(pieces_of([whole]))[0] > 0)

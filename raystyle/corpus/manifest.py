@@ -10,7 +10,7 @@ from raystyle.errors import DataError, RunError
 NAME = "manifest.json"
 FORMAT = 1
 # Raised whenever the same inputs and config would give another result; parts of another version are not reused.
-CODE_VERSION = 5
+CODE_VERSION = 6
 
 
 @dataclasses.dataclass(frozen=True)

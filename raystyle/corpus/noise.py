@@ -36,6 +36,8 @@ LENGTHS = np.array([2, 4, 6, 9, 13, 18, 25, 35, 50, 80, 120, 180])
 TEXT, HEADING, NOISE = range(3)
 # A text of which the model would take more than this share of the characters is of another kind than it knows.
 MAX_SHARE = 0.3
+# A line that scores less than minus this is a sentence for sure, unless it is as short as this.
+SURE, SHORT = 0.5, 16
 # What stands in a line's brackets must score as much: prose has its asides.
 ASIDE_BAR = 0.0
 # Characters at once: what is known of them stays in the cache.
@@ -162,11 +164,21 @@ def load() -> Model:
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=1 << 14)
 def is_noise(aside: str) -> bool:
-    """Whether a part of a line reads like noise by itself. The same ones come again and again."""
-    code_C = np.array([_LINE_FEED, *map(ord, aside), _LINE_FEED], np.uint32)
-    return bool(load().by_codes(code_C, np.zeros(1, np.int64))[0] > ASIDE_BAR)
+    """Whether a part of a line reads like noise by itself."""
+    return _score(aside) > ASIDE_BAR
+
+
+def is_prose(line: str) -> bool:
+    """Whether a line is a sentence for sure, whatever words it has."""
+    return len(line) > SHORT and -np.inf < _score(line) < -SURE
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _score(text: str) -> float:
+    """How much a text of any length reads like noise. The same ones come again and again."""
+    code_C = np.array([_LINE_FEED, *map(ord, text), _LINE_FEED], np.uint32)
+    return float(load().by_codes(code_C, np.zeros(1, np.int64))[0])
 
 
 def digest() -> str:

@@ -23,7 +23,8 @@ A pack is a mapping:
         replace: '…'                   # rewrite only: a template, or `table: {'&quot;': '"'}` by what was matched
         unescape: true                 # rewrite only, instead: an HTML entity becomes the character that it stands for
         outnumbers: true               # with a table: only in a work where its hits outnumber the replacement
-        like_noise: true               # cut_span only: hits alone that the model of noise lines takes for noise (noise.py)
+        like_noise: true               # cut_span: hits alone that the model of noise lines takes for noise (noise.py);
+                                       # drop_line: not a line that it is sure is prose
         enabled: false                 # optional; off unless asked for by name
         examples: {match: [第一章], keep: [第一章读完了。]}
 
@@ -127,7 +128,9 @@ class Rule:
         if self.action == "drop_line":
             # In prose `unless` is what most often decides, and at its first words.
             spared = self.unless and self.unless.search(line)
-            return [(0, len(line), "")] if not spared and self.pattern.search(line) else []
+            if spared or not self.pattern.search(line) or (self.like_noise and noise.is_prose(line)):
+                return []
+            return [(0, len(line), "")]
         hits = [hit for hit in self.pattern.finditer(line) if hit.end() > hit.start()]
         if self.like_noise:
             hits = [hit for hit in hits if noise.is_noise(hit.group())]
@@ -391,8 +394,8 @@ def _compile(raw: Any, fragments: dict[str, str], pack: str) -> Rule:
         raise ConfigError(f"{where}: `interrupts` goes with `action: drop_line` or `cut_span`")
     if raw.get("outnumbers") and not raw.get("table"):
         raise ConfigError(f"{where}: `outnumbers` goes with a `table`")
-    if raw.get("like_noise") and raw["action"] != "cut_span":
-        raise ConfigError(f"{where}: `like_noise` goes with `action: cut_span`")
+    if raw.get("like_noise") and raw["action"] == "rewrite":
+        raise ConfigError(f"{where}: `like_noise` goes with `action: drop_line` or `cut_span`")
     max_chars = raw.get("max_chars")
     if max_chars is not None and (not isinstance(max_chars, int) or max_chars < 1):
         raise ConfigError(f"{where}: `max_chars` is {max_chars!r}\nhint: a number of characters")

@@ -98,6 +98,38 @@ def test_halves_of_a_sentence_around_a_note_are_joined() -> None:
     assert "看见屋里没有人。" in clean(text, RULES)[0].text
 
 
+def test_a_note_and_the_sentence_behind_a_page_number_are_judged_apart() -> None:
+    """Where a note of somebody's ends without a stop, and prose begins behind a number, they are no halves of one."""
+    note = "本文共6400字，预计阅读时间16分钟"
+    text = "\n\n".join([note, "01", "我在那里守了六年的夜。", *[f"{PROSE}{number}" for number in range(9)]])
+    assert clean(text, RULES)[0].text.startswith("我在那里守了六年的夜。")
+
+
+def test_what_stood_inside_a_sentence_does_not_speak_against_it() -> None:
+    """Replies around a line that was torn in two: they would take along a line by itself, but not the two halves."""
+    reply, line = "先写到这儿，LZ要去接娃了，晚上继续。顶的朋友我都看见了，谢谢你们。", "接着下午的写。"
+    around = [f"　　{PROSE}{number}" for number in range(9)]
+    head = "楼主 瓦罐里的蝉　2006-03-12 22:05:51　31楼"
+    text = "\n".join([*around, "　　没有人答应。", reply, head, line, *around])
+    assert "没有人答应。" in clean(text, RULES)[0].text
+
+
+def test_a_sentence_that_reads_like_noise_for_an_inset_loses_only_that() -> None:
+    inset = "◇◆手打求推荐票◆◇"
+    line = f"从井里伸出来的是一只手，{inset}冰凉的，握住了我。"
+    text = f"{PROSE}\n{line}\n{PROSE}"
+    cleaned, removed = clean(text, RULES)
+    assert cleaned.text == text.replace(inset, "") and restore(cleaned, removed) == text
+
+
+def test_a_sentence_that_a_rule_for_lines_would_take_stays_if_it_is_prose_for_sure() -> None:
+    """A rule knows its words in any line; the model, what the rest of the line is."""
+    line = "最后一个人最新章节请到八斗看书从水里爬出来的时候，怀里紧紧抱着那只铁皮箱子。"
+    rule = next(rule for rule in RULES.rules if rule.name == "site_request")
+    assert rule.pattern.search(line) and not rule.spans(line) and line in clean(f"{PROSE}\n{line}", RULES)[0].text
+    assert rule.spans("最新章节请到八斗看书，一秒记住本站的域名，下次再来看。")
+
+
 def test_a_text_of_nothing_but_such_lines_is_left_alone() -> None:
     notes = "\n".join([NOTE, "因为作者明天要搬家，所以这章字数少了点，后天一定多写，么么哒", PROSE])
     assert clean(notes, RULES)[0].text == notes
@@ -145,7 +177,9 @@ def test_lines_that_are_found_count_as_noise_beside_others() -> None:
 
 
 def test_the_rules_digest_knows_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    off = load_rules("zh_web_novel", disable=[NOISE_LINE, "noise_aside", "noise_inset"])
+    off = load_rules(
+        "zh_web_novel", disable=[NOISE_LINE, "noise_inset", *(rule.name for rule in RULES.rules if rule.like_noise)]
+    )
     before = RULES.digest, off.digest
     monkeypatch.setattr(noise, "digest", lambda: "another")
     assert RULES.digest != before[0] and off.digest == before[1]

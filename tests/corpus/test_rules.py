@@ -55,7 +55,7 @@ def test_a_users_pack_adds_and_replaces(tmp_path: Path) -> None:
         ("replace: '\\1'", "unescape: 'yes'", "must be true or false"),
         ("rules:", "rule:", "no pack"),
         ("literals: [ab]", "literals: []", "must be strings"),
-        ("literals: [ab]", "literals: [ab], like_noise: true", "goes with `action: cut_span`"),
+        ("literals: [ab]", "literals: [ab], like_noise: true", "goes with `action: drop_line` or `cut_span`"),
     ],
 )
 def test_an_unsound_pack_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
