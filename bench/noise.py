@@ -25,7 +25,7 @@ from raystyle.corpus import noise
 from raystyle.corpus.clean import clean
 from raystyle.corpus.encodings import decode
 from raystyle.corpus.lines import pieces_of
-from raystyle.corpus.rules import load_rules
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.sources import unify_line_ends
 
 HERE = Path(__file__).resolve().parent

@@ -220,7 +220,7 @@ def kernel(texts: corpus.Corpus, tokenizer: Path, cores: int) -> dict[str, Any]:
     """Cleaning in one process on one core, from decoded text, and nothing else: raystyle's with its own rules and with the
     peers', and the peers' rules as they use them. The faster of two runs each; the first warms up."""
     from raystyle.corpus.clean import clean_all
-    from raystyle.corpus.rules import load_rules
+    from raystyle.corpus.packs import load_rules
 
     read = [path.read_bytes().decode() for path in _first_files(texts, CEILING_MB)]
     lines = [text.replace("\r\n", "\n") for text in read]

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from raystyle import config, flags, training_arguments
+from raystyle.corpus.packs import load_rules, pack_names, switched_off
 from raystyle.corpus.report import REASONS
-from raystyle.corpus.rules import Rule, load_rules, pack_names, switched_off
+from raystyle.corpus.rules import Rule
 from raystyle.corpus.steps import BUILT_IN
 from raystyle.training import plan
 

@@ -23,7 +23,7 @@ def attribute(config: AttributeConfig, say: Say) -> Iterator[str]:
 
     Raises `DataError` where a path has no readable text, and where an author has too little.
     """
-    from raystyle.corpus.rules import load_rules
+    from raystyle.corpus.packs import load_rules
     from raystyle.corpus.sources import list_sources
     from raystyle.style import attribute as attribution
 

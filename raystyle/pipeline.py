@@ -39,7 +39,7 @@ def rules(config: RulesConfig) -> Iterator[str]:
     import json
 
     from raystyle.corpus import trial
-    from raystyle.corpus.rules import check, load_rules, switched_off
+    from raystyle.corpus.packs import check, load_rules, switched_off
 
     found = load_rules(config.rules, config.enable_rules, config.disable_rules)
     check(found.rules, found.name)

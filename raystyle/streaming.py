@@ -14,7 +14,7 @@ from raystyle import storage
 from raystyle.config import PrepareConfig, TrainConfig
 from raystyle.corpus import prepare, shards, stages, stream, tasks
 from raystyle.corpus.manifest import CODE_VERSION
-from raystyle.corpus.rules import load_rules
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.sources import Rejection, list_sources, plan_units
 from raystyle.errors import ConfigError
 from raystyle.training import checkpoints

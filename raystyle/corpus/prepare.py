@@ -17,9 +17,10 @@ from raystyle import __version__, storage
 from raystyle.config import PrepareConfig, labels
 from raystyle.corpus import collect, duplicates, outcome, parts, shards, stages, tasks
 from raystyle.corpus.manifest import CODE_VERSION, Manifest, find_finished, identity
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.quality import Limits
 from raystyle.corpus.report import write_report
-from raystyle.corpus.rules import Rules, load_rules
+from raystyle.corpus.rules import Rules
 from raystyle.corpus.sources import Rejection, Source, list_sources, plan_units
 from raystyle.corpus.steps import SHARED_LINE
 from raystyle.errors import DataError

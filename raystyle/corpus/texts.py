@@ -17,9 +17,10 @@ from raystyle.config import CorpusConfig
 from raystyle.corpus import manifest
 from raystyle.corpus.clean import clean, split
 from raystyle.corpus.encodings import Unreadable
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.quality import Limits, objection
 from raystyle.corpus.records import read_unit
-from raystyle.corpus.rules import Rules, load_rules
+from raystyle.corpus.rules import Rules
 from raystyle.corpus.sources import Rejection, Source, Text, list_sources, plan_units
 from raystyle.corpus.stages import place
 from raystyle.errors import DataError, StorageError

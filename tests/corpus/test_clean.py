@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from raystyle.corpus.clean import chapters, clean, clean_all, restore
 from raystyle.corpus.encodings import decode
-from raystyle.corpus.rules import Rule, Rules, load_rules
+from raystyle.corpus.packs import load_rules
+from raystyle.corpus.rules import Rule, Rules
 from raystyle.corpus.sources import unify_line_ends
 from raystyle.corpus.sweep import plain, sweep
 

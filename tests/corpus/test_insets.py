@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from raystyle.corpus import insets
 from raystyle.corpus.clean import clean, restore
 from raystyle.corpus.lines import pieces_of, split_lines
-from raystyle.corpus.rules import load_rules
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.steps import NOISE_INSET
 
 RULES = load_rules("zh_web_novel")

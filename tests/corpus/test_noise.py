@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from raystyle.corpus import noise
 from raystyle.corpus.clean import clean, restore
 from raystyle.corpus.lines import Pieces, pieces_of, split_lines
-from raystyle.corpus.rules import load_rules
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.steps import NOISE_LINE
 
 RULES = load_rules("zh_web_novel")

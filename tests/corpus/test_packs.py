@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from raystyle.corpus.clean import clean_all
-from raystyle.corpus.rules import Rule, Rules, load_rules
+from raystyle.corpus.packs import load_rules
+from raystyle.corpus.rules import Rule, Rules
 
 
 def lines(text: str) -> list[str]:
@@ -2772,6 +2773,30 @@ GLUED = lines("""
 我放下话筒，〘(^_^) 长按可分享本页〙外面的雨还没有停。
 """)
 PROSE = {
+    "marks_of_apps_and_archives_in_a_story": """
+他把手稿翻过来，背面写着“第3页”，第（1）条已经划掉了。
+他数了数，这一章共有两千字，正好够明天的版面。
+稿酬是按字数算的：2000字一块银元，标点不算。
+天才也记不住这许多人名，何况他不过是个茶房。
+天才，谁不记住他的名字呢，可是没有人记住他的脸。
+她说：“看书就到楼上去看，别在灶间碍事。”
+他（看书的时候总要抽烟）把烟灰弹在了盖碗里。
+门上贴着一张红纸：【独家秘方】，底下的字已经糊了。
+老周的手机版面上只有一个号码，是他女儿的。
+他在末页写下一个“完”字，把笔一丢，睡了三天三夜。
+“完结？”她冷笑一声，“这才刚刚开了个头。”
+纸条上写着：本章未完，请等我回来。她把它压在枕头底下。
+那块匾是听雨楼的旧物，归客、夜客都来看过，谁也没有认出来。
+他在黑板上写：MD5是一种散列，抄的人不必懂。
+有三个人划线做了记号，可是谁也不肯说为什么。
+她在日记末尾写道：作者本人并不知道结局。
+墙角用粉笔写着{38}，没有人知道是什么意思。
+屏幕上最后一行是：The End。灯亮了，没有人站起来。
+楼主住在三楼，楼下的人都这样叫他，因为楼是他盖的。
+他把那片叶子夹在书里，第十四叶上有一个虫眼。
+最近的书店在七里以外，请记住，天黑之前一定要回来，路上没有灯。
+他一面收拾书架，一面念着最新的章程，念到第三条忽然停住了。
+""",
     "letters_digits_and_signs_of_a_story": """
 他打开C:\\Windows\\System32目录，心里一阵发凉，那个文件已经不在了。
 温度计显示36.5℃/97.7℉，医生点了点头，让她回去多喝水。

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from raystyle.corpus.clean import clean
-from raystyle.corpus.rules import load_rules
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.steps import SWITCHABLE
 
 PEERS = Path(__file__).resolve().parents[2] / "bench" / "peers"

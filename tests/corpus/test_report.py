@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from raystyle.corpus.manifest import Manifest
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.report import (
     CLUSTERS_SHOWN,
     DROPPED_SHOWN,
@@ -18,7 +19,6 @@ from raystyle.corpus.report import (
     Duplicate,
     write_report,
 )
-from raystyle.corpus.rules import load_rules
 from raystyle.corpus.sources import Rejection
 from raystyle.corpus.steps import BUILT_IN
 

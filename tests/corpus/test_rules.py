@@ -5,7 +5,7 @@ import pytest
 
 from raystyle.corpus.clean import clean
 from raystyle.corpus.lines import split_lines
-from raystyle.corpus.rules import check, load_rules, pack_names, switched_off
+from raystyle.corpus.packs import check, load_rules, pack_names, switched_off
 from raystyle.errors import ConfigError, StorageError
 
 GOOD = """

@@ -7,8 +7,8 @@ from typing import Any
 from prose import PROSE
 
 from raystyle.corpus import collect, duplicates, parts
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.quality import Limits
-from raystyle.corpus.rules import load_rules
 from raystyle.corpus.shards import Entry, group_units
 from raystyle.corpus.sources import list_sources, plan_units
 from raystyle.corpus.stages import Settings, clean_shard

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raystyle.config import PrepareConfig
 from raystyle.corpus import prepare, shards, stream
-from raystyle.corpus.rules import load_rules
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.sources import Source, Unit, list_sources, plan_units
 from raystyle.errors import DataError
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from prose import PROSE
 
-from raystyle.corpus.rules import load_rules
+from raystyle.corpus.packs import load_rules
 from raystyle.corpus.texts import read_texts
 from raystyle.errors import DataError
 

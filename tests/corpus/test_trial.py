@@ -4,7 +4,7 @@ import pytest
 
 from raystyle.config import RulesConfig
 from raystyle.corpus import trial
-from raystyle.corpus.rules import load_rules, switched_off
+from raystyle.corpus.packs import load_rules, switched_off
 from raystyle.errors import ConfigError
 from raystyle.pipeline import rules as command
 
