@@ -168,26 +168,13 @@ class Batch:
             noisy_N = noise.load().scores(pieces_of(left)) > 0
             places = [m for m, noisy in zip(found, noisy_N.tolist(), strict=True) if not noisy]
             for m in places:
-                self._cut(m, found[m])
+                edits = self.edited[m][1] if m in self.edited else []
+                swept = sweep(self.body.text(m), (), self.rules, edits, (_INSET, [(*found[m], "")]))
+                self.candidates[self._number(m)].pop(m, None)
+                self._take(m, swept)
+                if not swept.dropped:
+                    self._find_heading(m, swept.text, self.rules.weak)
             paragraph_K = np.array(places, np.int64)
-
-    def _cut(self, m: int, span: tuple[int, int]) -> None:
-        """Cut an inset out of a paragraph."""
-        edits = self.edited[m][1] if m in self.edited else []
-        swept = sweep(self.body.text(m), (), self.rules, edits, (_INSET, [(*span, "")]))
-        self.candidates[self._number(m)].pop(m, None)
-        self._take(m, swept)
-        if not swept.dropped:
-            self._find_heading(m, swept.text, self.rules.weak)
-
-    def spare(self, m: int) -> bool:
-        """Whether a paragraph that reads like noise does so for an inset, and is a sentence without it: then that is cut out."""
-        text = self.text(m)
-        span = insets.suspected(text) if steps.NOISE_INSET not in self.rules.off else None
-        if not span or not noise.is_prose(text[: span[0]] + text[span[1] :]):
-            return False
-        self._cut(m, span)
-        return bool(self.rule_M[m] < 0)
 
     @functools.cached_property
     def _odd_M(self) -> Flags:

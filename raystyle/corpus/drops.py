@@ -223,13 +223,8 @@ def drop_noise(work: Work) -> bool:
     changed_N = np.flatnonzero((ends_N - begins_N > 1) | batch.edited_M[work.kept_K[begins_N]])
     changed = ["".join(batch.texts(work.kept_K[begins_N[n] : ends_N[n]])) for n in changed_N.tolist()]
     own_N[changed_N] = noise.load().scores(pieces_of(changed))
-    # What stands beside halves that were joined says nothing of them: it stood inside a sentence.
-    alone_N = ends_N - begins_N == 1
-    above_N, below_N = (
-        np.where(alone_N, batch.beside_R[rule_N], noise.TEXT) for rule_N in work.beside(begins_N, ends_N)
-    )
+    above_N, below_N = (batch.beside_R[rule_N] for rule_N in work.beside(begins_N, ends_N))
     found = noise.noise_lines(noise.load(), own_N, layout.chars_L, above_N, below_N)
     for n in np.flatnonzero(found).tolist():
-        if not (alone_N[n] and batch.spare(int(work.kept_K[begins_N[n]]))):
-            work.drop(work.kept_K[begins_N[n] : ends_N[n]], steps.NOISE_LINE)
+        work.drop(work.kept_K[begins_N[n] : ends_N[n]], steps.NOISE_LINE)
     return bool(found.any())

@@ -176,11 +176,6 @@ def inset(line: str) -> tuple[int, int] | None:
     return find(load(), pieces_of([line]), np.zeros(1, np.int64)).get(0) if _ASKED.search(line) else None
 
 
-def suspected(line: str) -> tuple[int, int] | None:
-    """What is likest to an inset in one line, where it is known that there is noise in it."""
-    return find(load()._replace(bar=0), pieces_of([line]), np.zeros(1, np.int64)).get(0)
-
-
 def whole(line: str, first: int, last: int) -> tuple[int, int] | None:
     """The characters from `first` to `last`, and what belongs to them (`_completed`), without words of the sentence outside
     the signs that frame an inset. None where that is prose alone or an aside, of no inset's length, or no sentence would be

@@ -105,23 +105,6 @@ def test_a_note_and_the_sentence_behind_a_page_number_are_judged_apart() -> None
     assert clean(text, RULES)[0].text.startswith("我在那里守了六年的夜。")
 
 
-def test_what_stood_inside_a_sentence_does_not_speak_against_it() -> None:
-    """Replies around a line that was torn in two: they would take along a line by itself, but not the two halves."""
-    reply, line = "先写到这儿，LZ要去接娃了，晚上继续。顶的朋友我都看见了，谢谢你们。", "接着下午的写。"
-    around = [f"　　{PROSE}{number}" for number in range(9)]
-    head = "楼主 瓦罐里的蝉　2006-03-12 22:05:51　31楼"
-    text = "\n".join([*around, "　　没有人答应。", reply, head, line, *around])
-    assert "没有人答应。" in clean(text, RULES)[0].text
-
-
-def test_a_sentence_that_reads_like_noise_for_an_inset_loses_only_that() -> None:
-    inset = "◇◆手打求推荐票◆◇"
-    line = f"从井里伸出来的是一只手，{inset}冰凉的，握住了我。"
-    text = f"{PROSE}\n{line}\n{PROSE}"
-    cleaned, removed = clean(text, RULES)
-    assert cleaned.text == text.replace(inset, "") and restore(cleaned, removed) == text
-
-
 def test_a_sentence_that_a_rule_for_lines_would_take_stays_if_it_is_prose_for_sure() -> None:
     """A rule knows its words in any line; the model, what the rest of the line is."""
     line = "最后一个人最新章节请到八斗看书从水里爬出来的时候，怀里紧紧抱着那只铁皮箱子。"
